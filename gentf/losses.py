@@ -1,0 +1,81 @@
+"""Losses as pure functions: logits or images in, scalars out.
+
+An adversarial loss is `(real_logits, fake_logits) -> (discriminator_loss, generator_loss)`, both to be minimised; the
+logits are (B,) floats before any sigmoid. Penalties are functions of their own.
+"""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+Loss = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
+
+
+def minimax(real_logits: tf.Tensor, fake_logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Binary cross-entropy, and the generator minimises log(1 - D(fake)), which vanishes where D is sure.
+
+    Reference: Goodfellow et al. (2014), equation 1.
+    """
+    return _cross_entropy(real_logits, fake_logits), -_mean(tf.nn.softplus(fake_logits))
+
+
+def non_saturating(real_logits: tf.Tensor, fake_logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Binary cross-entropy, and the generator maximises log D(fake): strong gradients where D is sure.
+
+    Reference: Goodfellow et al. (2014), section 3.
+    """
+    return _cross_entropy(real_logits, fake_logits), _mean(tf.nn.softplus(-fake_logits))
+
+
+def least_squares(real_logits: tf.Tensor, fake_logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Squared distance to 1 for real and 0 for fake images. Reference: Mao et al. (2017), equation 9."""
+    discriminator = 0.5 * _mean(tf.square(real_logits - 1.0)) + 0.5 * _mean(tf.square(fake_logits))
+    return discriminator, 0.5 * _mean(tf.square(fake_logits - 1.0))
+
+
+def hinge(real_logits: tf.Tensor, fake_logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The discriminator stops caring beyond a margin of 1. Reference: Lim & Ye (2017), equations 6 and 7."""
+    return _mean(tf.nn.relu(1.0 - real_logits)) + _mean(tf.nn.relu(1.0 + fake_logits)), -_mean(fake_logits)
+
+
+def wasserstein(real_logits: tf.Tensor, fake_logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Difference of means: with a 1-Lipschitz critic, the Wasserstein-1 distance.
+
+    Reference: Arjovsky, Chintala & Bottou (2017), equation 3.
+    """
+    return _mean(fake_logits) - _mean(real_logits), -_mean(fake_logits)
+
+
+ADVERSARIAL: dict[str, Loss] = {
+    loss.__name__: loss for loss in (minimax, non_saturating, least_squares, hinge, wasserstein)
+}
+
+
+def gradient_penalty(
+    discriminator: Callable[[tf.Tensor], tf.Tensor], real: tf.Tensor, fake: tf.Tensor, mix: tf.Tensor
+) -> tf.Tensor:
+    """Mean of (|gradient of the discriminator| - 1)^2 at points between real and fake images.
+
+    Args:
+        discriminator: images (B, H, W, C) -> logits (B,), each from its own image alone (no batch normalization).
+        real, fake: (B, H, W, C) float.
+        mix: (B,) float in [0, 1], the share of the fake image.
+    Returns:
+        Scalar float32, >= 0.
+    Reference: Gulrajani et al. (2017), equation 3.
+    """
+    points = real + tf.reshape(mix, (-1, 1, 1, 1)) * (fake - real)
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(points)
+        logits = discriminator(points)
+    gradient = tf.cast(tape.gradient(logits, points), tf.float32)
+    norm = tf.sqrt(tf.reduce_sum(tf.square(gradient), axis=(1, 2, 3)) + 1e-12)  # a derivative at zero
+    return tf.reduce_mean(tf.square(norm - 1.0))
+
+
+def _cross_entropy(real_logits: tf.Tensor, fake_logits: tf.Tensor) -> tf.Tensor:
+    return _mean(tf.nn.softplus(-real_logits)) + _mean(tf.nn.softplus(fake_logits))
+
+
+def _mean(values: tf.Tensor) -> tf.Tensor:
+    return tf.reduce_mean(tf.cast(values, tf.float32))

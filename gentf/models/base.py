@@ -1,0 +1,338 @@
+"""What every generative model is: a Keras model trained in phases that samples row by row from seeds.
+
+A *phase* is one update of some variables by one optimizer. A likelihood model has one, an adversarial model has one for
+each player; the training step below knows phases and nothing else about the model. It is written for `tf.distribute`:
+gradients are computed on each replica, the schedule and the step counter live outside of the replicas.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from gentf.kernels import random
+
+Batch = dict[str, tf.Tensor]
+Losses = dict[str, tf.Tensor]
+
+#: Rows that are sampled together. Sums inside a matrix product may be ordered by the size of the batch; computing in
+#: blocks of one size makes a row's result the same, bit for bit, in whatever batch it is asked for.
+ROWS = 8
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One update of some variables.
+
+    Attributes:
+        name: prefix of its loss in the logs.
+        losses: batch -> {"loss": scalar to be minimised, and any scalars to be logged}.
+        variables: what is updated.
+        optimizer: by what.
+        interval: it takes part in every `interval`-th step, the first time at the end of the first interval.
+    """
+
+    name: str
+    losses: Callable[[Batch], Losses]
+    variables: Sequence[keras.Variable]
+    optimizer: keras.optimizers.Optimizer
+    interval: int = 1
+
+
+class Signature(NamedTuple):
+    """A function that a served model answers: plain TensorFlow operations, batch first in every tensor."""
+
+    function: Callable[..., dict[str, tf.Tensor]]
+    inputs: dict[str, tf.TensorSpec]
+
+
+class GenerativeModel(keras.Model):
+    """Base of all models.
+
+    A subclass gives `losses_on` (or `phases`, if it has several), `sample_rows` and `signatures`. Everything random in
+    training comes from `row_seeds`: it depends on the model's seed, the step, and the row in the global batch.
+
+    Args:
+        image_shape: (height, width, channels).
+        num_classes: classes the model is conditioned on; 0 for none.
+        seed: initial weights and training noise, 0 <= seed < 2**31.
+    """
+
+    def __init__(self, image_shape: Sequence[int], num_classes: int = 0, seed: int = 0, **kwargs):
+        super().__init__(**kwargs)
+        if len(image_shape) != 3 or min(image_shape) < 1:
+            raise ValueError(f"`image_shape` must be (height, width, channels). Received: image_shape={image_shape}")
+        if num_classes < 0:
+            raise ValueError(f"`num_classes` must be at least 0. Received: num_classes={num_classes}")
+        if not 0 <= seed < 2**31:
+            raise ValueError(f"`seed` must be from 0 to 2**31 - 1. Received: seed={seed}")
+        self.image_shape = tuple(int(size) for size in image_shape)
+        self.num_classes = int(num_classes)
+        self.seed = int(seed)
+        self.step = self.add_weight(
+            shape=(), dtype="int64", initializer="zeros", trainable=False, name="step", aggregation="only_first_replica"
+        )
+        self._running: dict[str, tf.Tensor] = {}
+        self._sampler: Callable | None = None
+
+    # What a family gives
+
+    def losses_on(self, batch: Batch, training: bool) -> Losses:
+        """Scalars for a batch, with "loss" what is minimised; likelihoods in nats an example."""
+        raise NotImplementedError
+
+    def phases(self) -> list[Phase]:
+        """The updates of one step, in order."""
+        return [Phase("", lambda batch: self.losses_on(batch, True), self.trainable_variables, self.optimizer)]
+
+    def after_step(self, strategy: tf.distribute.Strategy) -> None:
+        """Called at the end of each step, outside of the replicas; averages of weights are updated here."""
+
+    def sample_rows(self, seed: tf.Tensor, label: tf.Tensor | None) -> tf.Tensor:
+        """(B, 2) int32 row seeds, (B,) int32 classes or None -> (B, H, W, C) float32 in [-1, 1]."""
+        raise NotImplementedError
+
+    def signatures(self) -> dict[str, Signature]:
+        """What an exported model answers: name -> function and input specs."""
+        raise NotImplementedError
+
+    # Data
+
+    def prepare(self, data: Any) -> Batch:
+        """A batch as the losses take it: {"image": float in [-1, 1], "label": int32} from what `fit` accepts.
+
+        Args:
+            data: {"image", "label"}, (image, label), (image,) or image. uint8 images are scaled from 0..255 to
+                [-1, 1]; floats are taken to be in [-1, 1].
+        """
+        if isinstance(data, Mapping):
+            batch = dict(data)
+        elif isinstance(data, (tuple, list)):
+            batch = dict(zip(("image", "label"), (part for part in data if part is not None)))
+        else:
+            batch = {"image": data}
+        image = tf.convert_to_tensor(batch["image"])
+        if image.shape.rank == 3 and self.image_shape[2] == 1:
+            image = image[..., None]
+        if image.shape[1:] != self.image_shape:
+            shape = tuple(image.shape[1:])
+            raise ValueError(f"`image` must be batches of shape {self.image_shape}. Received: image.shape[1:]={shape}")
+        scaled = tf.cast(image, tf.float32) / 127.5 - 1.0 if image.dtype == tf.uint8 else tf.cast(image, tf.float32)
+        prepared = {"image": scaled}
+        if self.num_classes:
+            if batch.get("label") is None:
+                raise ValueError("`label` must be given to a conditional model. Received: label=None")
+            prepared["label"] = tf.cast(batch["label"], tf.int32)
+        return prepared
+
+    def row_seeds(self, rows: tf.Tensor, stream: int) -> tf.Tensor:
+        """Seeds of the rows of this replica's part of the batch at this step.
+
+        They are numbered over the global batch: n replicas with B rows each draw what one with n * B rows would.
+
+        Args:
+            rows: B, rows on this replica.
+            stream: a number for each use of randomness inside a step.
+        Returns:
+            (B, 2) int32.
+        """
+        replica = tf.distribute.get_replica_context()
+        first = 0 if replica is None else tf.cast(replica.replica_id_in_sync_group, tf.int32) * rows
+        step_seed = random.fold_in(tf.constant([[self.seed, stream]]), self.step.value)
+        return random.fold_in(tf.tile(step_seed, (rows, 1)), first + tf.range(rows))
+
+    # Training
+
+    def train_step(self, data: Any) -> Losses:
+        """One step on a batch of this process, as `fit` does it. Returns the step's losses."""
+        logs = self.update(data)
+        return {name: value for name, (value, weight) in ((n, tf.unstack(pair)) for n, pair in logs.items())}
+
+    def update(self, data: Any, jit: bool = False) -> dict[str, tf.Tensor]:
+        """One step of all phases, to be called outside of the replicas (by `fit` and by the training loop).
+
+        Args:
+            data: a batch, or one a replica.
+            jit: compile the gradients of each replica. (On one device compile the caller instead.)
+        Returns:
+            name -> (2,) float32: a value and its weight, which is 0 where the phase took no part in this step.
+        """
+        strategy = tf.distribute.get_strategy()
+        logs: dict[str, tf.Tensor] = {}
+        for phase in self.phases():
+            prefix = f"{phase.name}_" if phase.name else ""
+
+            def run(phase=phase, prefix=prefix):
+                losses = strategy.run(self._apply_phase, args=(phase, data, jit))
+                return {
+                    prefix + name if name == "loss" else name: tf.stack(
+                        [strategy.reduce(tf.distribute.ReduceOp.MEAN, value, axis=None), 1.0]
+                    )
+                    for name, value in losses.items()
+                }
+
+            if phase.interval == 1:
+                logs |= run()
+            else:
+                due = tf.equal((self.step.value + 1) % phase.interval, 0)
+                logs |= _when(due, run)
+        self.after_step(strategy)
+        self.step.assign_add(1)
+        return logs
+
+    def _apply_phase(self, phase: Phase, data: Any, jit: bool) -> Losses:
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+
+        def gradients_of(data):
+            with tf.GradientTape() as tape:
+                losses = phase.losses(self.prepare(data))
+            return losses, tape.gradient(losses["loss"], [variable.value for variable in phase.variables])
+
+        losses, gradients = (tf.function(gradients_of, jit_compile=True) if jit else gradients_of)(data)
+        if replicas > 1:  # the optimizer sums over replicas, and the loss is a mean over the global batch
+            gradients = [gradient / replicas for gradient in gradients]
+        phase.optimizer.apply(gradients, phase.variables)
+        return losses
+
+    def make_train_function(self, force: bool = False) -> None:
+        """What `fit` calls for each step (or `steps_per_execution` steps): an iterator in, running means out."""
+        if self.train_function is not None and not force:
+            return
+        self.train_function = self._running_mean_of(self._compiled(self.update))
+
+    def make_test_function(self, force: bool = False) -> None:
+        """What `evaluate` calls for each step."""
+        if self.test_function is not None and not force:
+            return
+
+        def losses(data, jit=False):
+            strategy = tf.distribute.get_strategy()
+            values = strategy.run(lambda part: self.losses_on(self.prepare(part), False), args=(data,))
+            return {
+                name: tf.stack([strategy.reduce(tf.distribute.ReduceOp.MEAN, value, axis=None), 1.0])
+                for name, value in values.items()
+            }
+
+        self.test_function = self._running_mean_of(self._compiled(losses))
+
+    def _compiled(self, step: Callable) -> Callable:
+        if self.run_eagerly:
+            return step
+        several = self.distribute_strategy.num_replicas_in_sync > 1
+        inner = bool(self.jit_compile) and several
+        return tf.function(
+            lambda data: step(data, jit=inner), jit_compile=bool(self.jit_compile) and not several, reduce_retracing=True
+        )
+
+    def _running_mean_of(self, step: Callable) -> Callable:
+        def function(iterator):
+            for done in range(self.steps_per_execution):
+                try:
+                    data = next(iterator)
+                except StopIteration:
+                    if not done:
+                        raise
+                    break
+                for name, (value, weight) in step(data).items():
+                    total = self._running.get(name, 0.0)
+                    self._running[name] = total + tf.stack([value * weight, weight])
+            return {name: total[0] / total[1] for name, total in self._running.items() if total[1] > 0}
+
+        return function
+
+    def reset_metrics(self) -> None:
+        self._running = {}
+
+    @property
+    def metrics(self) -> list:
+        return []  # `fit` logs what the steps return; Keras would add a loss of its own
+
+    # Sampling
+
+    def sample(self, num: int, *, condition: Any = None, seed: int | None = None) -> np.ndarray:
+        """Draw `num` samples.
+
+        Row i is made from the row seed [seed, i] alone: it is the same for any `num`, from an exported model, and in
+        any process.
+
+        Args:
+            num: at least 1.
+            condition: a class for all, or one a sample; None draws classes by the row seeds.
+            seed: 0 <= seed < 2**31; None takes a fresh one.
+        Returns:
+            (num, H, W, C) float32 in [-1, 1].
+        """
+        if num < 1:
+            raise ValueError(f"`num` must be at least 1. Received: num={num}")
+        seed = int(np.random.SeedSequence().generate_state(1)[0] >> 1) if seed is None else seed
+        if not 0 <= seed < 2**31:
+            raise ValueError(f"`seed` must be from 0 to 2**31 - 1. Received: seed={seed}")
+        labels = self.check_condition(condition, num)
+        if self._sampler is None:
+            specs = [tf.TensorSpec((None, 2), tf.int32)]
+            specs += [tf.TensorSpec((None,), tf.int32)] if self.num_classes else []
+            self._sampler = tf.function(
+                lambda seed, label=None: self.sample_rows(seed, label), input_signature=specs
+            )
+        blocks = []
+        for start in range(0, num, 1024):  # bounds the memory that a large `num` takes
+            rows = min(1024, num - start)
+            label = () if labels is None else (tf.constant(labels[start : start + rows]),)
+            blocks.append(self._sampler(random.spread(seed, rows, start), *label).numpy())
+        return np.concatenate(blocks)
+
+    def check_condition(self, condition: Any, num: int) -> np.ndarray | None:
+        """(num,) int32 classes, -1 for one drawn by the row's seed; None for an unconditional model."""
+        if not self.num_classes:
+            if condition is not None:
+                raise ValueError(f"`condition` must be None for an unconditional model. Received: {condition!r}")
+            return None
+        labels = np.broadcast_to(np.asarray(-1 if condition is None else condition), (num,))
+        bad = labels[(labels < (-1 if condition is None else 0)) | (labels >= self.num_classes)]
+        if bad.size or not np.issubdtype(labels.dtype, np.integer):
+            raise ValueError(f"`condition` must be a class from 0 to {self.num_classes - 1}. Received: {condition!r}")
+        return labels.astype(np.int32)
+
+
+def by_rows(function: Callable[..., tf.Tensor], *inputs: tf.Tensor | None) -> tf.Tensor:
+    """`function(*inputs)` in blocks of `ROWS` rows, the last one filled up with repeated rows.
+
+    Args:
+        inputs: tensors with B as their first dimension, or None.
+    Returns:
+        (B, ...): row i is the same, bit for bit, for every B.
+    """
+    given = [part for part in inputs if part is not None]
+    rows = tf.shape(given[0])[0]
+    blocks = tf.maximum(1, -(-rows // ROWS))
+    filled = tf.minimum(tf.range(blocks * ROWS), tf.maximum(rows - 1, 0))
+
+    def blocked(part):
+        return tf.reshape(tf.gather(part, filled), tf.concat([[blocks, ROWS], tf.shape(part)[1:]], axis=0))
+
+    def one_block(parts):
+        parts = iter([tf.ensure_shape(part, (ROWS, *whole.shape[1:])) for part, whole in zip(parts, given)])
+        return function(*(None if part is None else next(parts) for part in inputs))
+
+    example = tf.function(one_block).get_concrete_function(
+        [tf.TensorSpec((ROWS, *part.shape[1:]), part.dtype) for part in given]
+    )
+    spec = tf.TensorSpec(example.output_shapes, example.output_dtypes)
+    result = tf.map_fn(one_block, [blocked(part) for part in given], fn_output_signature=spec)
+    return tf.reshape(result, (-1, *spec.shape[1:]))[:rows]
+
+
+def _when(due: tf.Tensor, run: Callable[[], dict[str, tf.Tensor]]) -> dict[str, tf.Tensor]:
+    """`run()` if `due`; zeros, which weigh nothing, if not."""
+    names: list[str] = []
+
+    def yes():
+        logs = run()
+        names[:] = sorted(logs)
+        return [logs[name] for name in names]
+
+    # the branches are traced in this order, so that the second knows the names
+    return dict(zip(names, tf.cond(due, yes, lambda: [tf.zeros((2,)) for _ in names])))

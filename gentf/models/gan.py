@@ -1,0 +1,296 @@
+"""Generative adversarial networks. Reference: Goodfellow et al. (2014)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from gentf import losses, nn
+from gentf.kernels import random
+from gentf.kernels.optimizer import Adam
+from gentf.models.base import Batch, GenerativeModel, Losses, Phase, Signature, by_rows
+
+# Streams of randomness inside a step.
+DISCRIMINATOR_NOISE, GENERATOR_NOISE, MIX, VALIDATION_NOISE = range(4)
+# Streams of a sample's row seed.
+SAMPLE_NOISE, SAMPLE_LABEL = range(2)
+
+
+@keras.saving.register_keras_serializable("gentf")
+class GAN(GenerativeModel):
+    """A generator of images from noise, trained against a discriminator.
+
+    Samples and exports come from an exponential moving average of the generator, whose images change less from step to
+    step. The discriminator is updated every step, the generator every `discriminator_steps` steps.
+
+    Args:
+        image_shape: (height, width, channels).
+        num_classes: classes to learn from labels and to sample by; 0 learns without labels.
+        latent_dim: numbers of N(0, 1) noise an image is made from.
+        network: "mlp" or "dcgan".
+        loss: a name in `gentf.losses.ADVERSARIAL`.
+        hidden_units: mlp: units of the generator's layers; the discriminator mirrors them.
+        width: dcgan: channels of the feature map next to the image.
+        discriminator_normalization: dcgan: "none", "batch" or "layer".
+        gradient_penalty: weight of the gradient penalty; 0 leaves it out, 10 is WGAN-GP's.
+        discriminator_steps: discriminator updates for each generator update.
+        ema_decay: decay a step of the averaged generator.
+        seed: initial weights and training noise.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        num_classes: int = 0,
+        latent_dim: int = 100,
+        network: str = "mlp",
+        loss: str = "non_saturating",
+        hidden_units: Sequence[int] = (128, 256),
+        width: int = 64,
+        discriminator_normalization: str = "batch",
+        gradient_penalty: float = 0.0,
+        discriminator_steps: int = 1,
+        ema_decay: float = 0.999,
+        seed: int = 0,
+        **kwargs,
+    ):
+        super().__init__(image_shape, num_classes, seed, **kwargs)
+        if latent_dim < 1:
+            raise ValueError(f"`latent_dim` must be positive. Received: latent_dim={latent_dim}")
+        if loss not in losses.ADVERSARIAL:
+            raise ValueError(f"`loss` must be one of {', '.join(losses.ADVERSARIAL)}. Received: loss={loss!r}")
+        if network not in ("mlp", "dcgan"):
+            raise ValueError(f"`network` must be 'mlp' or 'dcgan'. Received: network={network!r}")
+        if discriminator_normalization not in ("none", "batch", "layer"):
+            raise ValueError(
+                "`discriminator_normalization` must be 'none', 'batch' or 'layer'. "
+                f"Received: discriminator_normalization={discriminator_normalization!r}"
+            )
+        if gradient_penalty and network == "dcgan" and discriminator_normalization == "batch":
+            raise ValueError(
+                "`discriminator_normalization` must be 'layer' or 'none' with a gradient penalty, which is taken image "
+                "by image. Received: discriminator_normalization='batch'"
+            )
+        if discriminator_steps < 1:
+            raise ValueError(f"`discriminator_steps` must be positive. Received: {discriminator_steps}")
+        if not 0.0 <= ema_decay < 1.0:
+            raise ValueError(f"`ema_decay` must be in [0, 1). Received: ema_decay={ema_decay}")
+        self.latent_dim = latent_dim
+        self.network = network
+        self.loss_name = loss
+        self.hidden_units = tuple(hidden_units)
+        self.width = width
+        self.discriminator_normalization = discriminator_normalization
+        self.gradient_penalty = gradient_penalty
+        self.discriminator_steps = discriminator_steps
+        self.ema_decay = ema_decay
+        self.generator = self._make_generator("generator")
+        self.discriminator = self._make_discriminator()
+        self.generator_ema = self._make_generator("generator_ema")
+        self.generator_ema.trainable = False
+        self.discriminator_optimizer: keras.optimizers.Optimizer | None = None
+        self.build()
+
+    def _make_generator(self, name: str) -> nn.network.Generator:
+        shared = self._network_arguments() | {"latent_dim": self.latent_dim, "name": name}
+        if self.network == "mlp":
+            return nn.MLPGenerator(hidden_units=self.hidden_units, **shared)
+        return nn.DCGANGenerator(width=self.width, **shared)
+
+    def _make_discriminator(self) -> nn.network.Discriminator:
+        shared = self._network_arguments() | {"name": "discriminator", "seed": self.seed + 1000}
+        if self.network == "mlp":
+            return nn.MLPDiscriminator(hidden_units=self.hidden_units[::-1], **shared)
+        return nn.DCGANDiscriminator(width=self.width, normalization=self.discriminator_normalization, **shared)
+
+    def _network_arguments(self) -> dict[str, Any]:
+        return {
+            "image_shape": self.image_shape,
+            "num_classes": self.num_classes,
+            "seed": self.seed,
+            "dtype": self.dtype_policy,
+        }
+
+    def build(self, input_shape=None) -> None:
+        for network in (self.generator, self.discriminator, self.generator_ema):
+            if not network.built:
+                network.build()
+        for average, weight in self._averaged():
+            average.assign(weight)
+        self.built = True
+
+    def compile(
+        self,
+        optimizer: keras.optimizers.Optimizer | None = None,
+        discriminator_optimizer: keras.optimizers.Optimizer | None = None,
+        **kwargs,
+    ) -> None:
+        """Choose the optimizers; `kwargs` are those of `keras.Model.compile`.
+
+        Args:
+            optimizer: of the generator; None: Adam(2e-4, beta_1=0.5).
+            discriminator_optimizer: None: one like the generator's.
+        Reference for the defaults: Radford, Metz & Chintala (2016), section 4.
+        """
+        if optimizer is None:
+            optimizer = Adam(learning_rate=2e-4, beta_1=0.5)
+        optimizer = keras.optimizers.get(optimizer)
+        if discriminator_optimizer is None:
+            discriminator_optimizer = optimizer.from_config(optimizer.get_config())
+        super().compile(optimizer=optimizer, **kwargs)
+        self.discriminator_optimizer = keras.optimizers.get(discriminator_optimizer)
+        self.optimizer.build(self.generator.trainable_variables)
+        self.discriminator_optimizer.build(self.discriminator.trainable_variables)
+
+    def get_compile_config(self) -> dict | None:
+        if not self.compiled:
+            return None
+        serialize = keras.saving.serialize_keras_object
+        return {
+            "optimizer": serialize(self.optimizer),
+            "discriminator_optimizer": serialize(self.discriminator_optimizer),
+            "jit_compile": self.jit_compile,
+            "steps_per_execution": self.steps_per_execution,
+        }
+
+    def compile_from_config(self, config: dict) -> None:
+        names = ("optimizer", "discriminator_optimizer")
+        optimizers = {name: keras.saving.deserialize_keras_object(config[name]) for name in names}
+        self.compile(**{**config, **optimizers})
+
+    def call(self, z: tf.Tensor, label: tf.Tensor | None = None, training: bool = False) -> tf.Tensor:
+        """(B, latent_dim) noise -> (B, H, W, C) float32 in [-1, 1], by the averaged generator."""
+        return self.generator_ema(z, label, training=False)
+
+    # Training
+
+    def phases(self) -> list[Phase]:
+        return [
+            Phase(
+                "discriminator",
+                self._discriminator_losses,
+                self.discriminator.trainable_variables,
+                self.discriminator_optimizer,
+            ),
+            Phase(
+                "generator",
+                self._generator_losses,
+                self.generator.trainable_variables,
+                self.optimizer,
+                interval=self.discriminator_steps,
+            ),
+        ]
+
+    def _discriminator_losses(self, batch: Batch) -> Losses:
+        real, label = batch["image"], batch.get("label")
+        rows = tf.shape(real)[0]
+        fake = self.generator(self._noise(rows, DISCRIMINATOR_NOISE), label, training=True)
+        real_logits, fake_logits = self._logits(real, tf.stop_gradient(fake), label)
+        loss, _ = losses.ADVERSARIAL[self.loss_name](real_logits, fake_logits)
+        logs = {"real_logit": tf.reduce_mean(real_logits), "fake_logit": tf.reduce_mean(fake_logits)}
+        if self.gradient_penalty:
+            mix = random.uniform(self.row_seeds(rows, MIX), ())
+            penalty = losses.gradient_penalty(
+                lambda points: self.discriminator(points, label, training=True), real, tf.stop_gradient(fake), mix
+            )
+            loss += self.gradient_penalty * penalty
+            logs["gradient_penalty"] = penalty
+        return {"loss": loss} | logs
+
+    def _generator_losses(self, batch: Batch) -> Losses:
+        label = batch.get("label")
+        z = self._noise(tf.shape(batch["image"])[0], GENERATOR_NOISE)
+        fake_logits = self.discriminator(self.generator(z, label, training=True), label, training=True)
+        # the generator's loss does not look at real images
+        return {"loss": losses.ADVERSARIAL[self.loss_name](tf.zeros_like(fake_logits), fake_logits)[1]}
+
+    def _logits(self, real: tf.Tensor, fake: tf.Tensor, label: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
+        if not self.discriminator.rowwise:  # batch statistics of real and of fake images, each by itself
+            return (self.discriminator(images, label, training=True) for images in (real, fake))
+        both = None if label is None else tf.concat([label, label], axis=0)
+        return tf.split(self.discriminator(tf.concat([real, fake], axis=0), both, training=True), 2)
+
+    def losses_on(self, batch: Batch, training: bool) -> Losses:
+        """Losses of both players on held-out images, with the averaged generator.
+
+        "loss" is their sum, for callbacks to watch: an adversarial model minimises each in its own phase.
+        """
+        real, label = batch["image"], batch.get("label")
+        fake = self.generator_ema(self._noise(tf.shape(real)[0], VALIDATION_NOISE), label, training=False)
+        real_logits, fake_logits = (self.discriminator(images, label, training=False) for images in (real, fake))
+        discriminator, generator = losses.ADVERSARIAL[self.loss_name](real_logits, fake_logits)
+        return {
+            "loss": discriminator + generator,
+            "discriminator_loss": discriminator,
+            "generator_loss": generator,
+            "real_logit": tf.reduce_mean(real_logits),
+            "fake_logit": tf.reduce_mean(fake_logits),
+        }
+
+    def after_step(self, strategy: tf.distribute.Strategy) -> None:
+        step = tf.cast(self.step.value, tf.float32)
+        # the first steps' weights are forgotten quickly: the average starts to be one when training does
+        rate = 1.0 - tf.minimum(self.ema_decay, (1.0 + step) / (10.0 + step))
+        for average, weight in self._averaged():
+            strategy.extended.update(
+                average.value, lambda a, w: a.assign_sub(rate * (a - w)), args=(weight.value,), group=False
+            )
+
+    def _averaged(self) -> list[tuple[keras.Variable, keras.Variable]]:
+        return list(zip(self.generator_ema.weights, self.generator.weights, strict=True))
+
+    def _noise(self, rows: tf.Tensor, stream: int) -> tf.Tensor:
+        return random.normal(self.row_seeds(rows, stream), (self.latent_dim,))
+
+    # Sampling
+
+    def sample_rows(self, seed: tf.Tensor, label: tf.Tensor | None) -> tf.Tensor:
+        def rows(seed, label):
+            if label is not None:
+                drawn = random.categorical(seed, tf.zeros((tf.shape(seed)[0], self.num_classes)), SAMPLE_LABEL)
+                label = tf.where(label < 0, drawn, label)
+            return self(random.normal(seed, (self.latent_dim,), SAMPLE_NOISE), label)
+
+        return by_rows(rows, seed, label)
+
+    def signatures(self) -> dict[str, Signature]:
+        def serving_default(seed, label=None):
+            image = self.sample_rows(seed, label)
+            return {"image": image, "image_bytes": tf.io.encode_png(to_uint8(image))}
+
+        def decode(z, label=None):
+            return {"image": by_rows(self, z, label)}
+
+        def discriminate(image, label=None):
+            return {"logit": by_rows(lambda i, l: self.discriminator(i, l, training=False), image, label)}
+
+        labels = {"label": tf.TensorSpec((None,), tf.int32)} if self.num_classes else {}
+        return {
+            "serving_default": Signature(serving_default, {"seed": tf.TensorSpec((None, 2), tf.int32)} | labels),
+            "decode": Signature(decode, {"z": tf.TensorSpec((None, self.latent_dim), tf.float32)} | labels),
+            "discriminate": Signature(
+                discriminate, {"image": tf.TensorSpec((None, *self.image_shape), tf.float32)} | labels
+            ),
+        }
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {
+            "image_shape": self.image_shape,
+            "num_classes": self.num_classes,
+            "latent_dim": self.latent_dim,
+            "network": self.network,
+            "loss": self.loss_name,
+            "hidden_units": self.hidden_units,
+            "width": self.width,
+            "discriminator_normalization": self.discriminator_normalization,
+            "gradient_penalty": self.gradient_penalty,
+            "discriminator_steps": self.discriminator_steps,
+            "ema_decay": self.ema_decay,
+            "seed": self.seed,
+        }
+
+
+def to_uint8(image: tf.Tensor) -> tf.Tensor:
+    """[-1, 1] float -> 0..255 uint8, rounded to the nearest; what lies outside is clipped."""
+    return tf.cast(tf.clip_by_value(tf.round((image + 1.0) * 127.5), 0.0, 255.0), tf.uint8)

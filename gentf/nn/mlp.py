@@ -1,0 +1,74 @@
+"""Fully connected generator and discriminator."""
+
+import math
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+from gentf.nn.network import Discriminator, Generator
+
+SLOPE = 0.2
+
+
+@keras.saving.register_keras_serializable("gentf")
+class MLPGenerator(Generator):
+    """noise -> hidden units, leaky ReLU -> image, tanh.
+
+    Args:
+        hidden_units: units of each hidden layer, from the noise on.
+    """
+
+    def __init__(self, image_shape: Sequence[int], latent_dim: int, hidden_units: Sequence[int] = (128, 256), **kwargs):
+        super().__init__(image_shape, latent_dim, **kwargs)
+        self.hidden_units = tuple(hidden_units)
+        self.hidden = [self.dense(units) for units in self.hidden_units]
+        self.to_image = self.dense(math.prod(self.image_shape), name="to_image")
+
+    def build(self, input_shape=None) -> None:
+        size = self.input_dim()
+        for layer in [*self.hidden, self.to_image]:
+            layer.build((None, size))
+            size = layer.units
+        self.built = True
+
+    def call(self, z: tf.Tensor, label: tf.Tensor | None = None, training: bool = False) -> tf.Tensor:
+        x = self.conditioned(z, label)
+        for layer in self.hidden:
+            x = tf.nn.leaky_relu(layer(x), SLOPE)  # (B, units)
+        image = tf.tanh(tf.cast(self.to_image(x), tf.float32))
+        return tf.reshape(image, (-1, *self.image_shape))
+
+    def get_config(self) -> dict:
+        return super().get_config() | {"hidden_units": self.hidden_units}
+
+
+@keras.saving.register_keras_serializable("gentf")
+class MLPDiscriminator(Discriminator):
+    """image -> hidden units, leaky ReLU -> logit.
+
+    Args:
+        hidden_units: units of each hidden layer, from the image on.
+    """
+
+    def __init__(self, image_shape: Sequence[int], hidden_units: Sequence[int] = (256, 128), **kwargs):
+        super().__init__(image_shape, **kwargs)
+        self.hidden_units = tuple(hidden_units)
+        self.hidden = [self.dense(units) for units in self.hidden_units]
+
+    def build(self, input_shape=None) -> None:
+        size = math.prod(self.image_shape)
+        for layer in self.hidden:
+            layer.build((None, size))
+            size = layer.units
+        self.head(size)
+        self.built = True
+
+    def call(self, image: tf.Tensor, label: tf.Tensor | None = None, training: bool = False) -> tf.Tensor:
+        x = tf.cast(tf.reshape(image, (-1, math.prod(self.image_shape))), self.compute_dtype)
+        for layer in self.hidden:
+            x = tf.nn.leaky_relu(layer(x), SLOPE)
+        return self.logit(x, label)
+
+    def get_config(self) -> dict:
+        return super().get_config() | {"hidden_units": self.hidden_units}

@@ -1,0 +1,83 @@
+"""What the two sides of an adversarial model share: arguments, conditioning on a class, initial weights."""
+
+from collections.abc import Sequence
+
+import keras
+import tensorflow as tf
+
+
+class Network(keras.layers.Layer):
+    """A generator or discriminator over images of one shape.
+
+    Args:
+        image_shape: (height, width, channels).
+        num_classes: classes it is conditioned on; 0 for none.
+        seed: decides the initial weights, N(0, 0.02) but for biases, which are 0.
+    Reference for the initial weights: Radford, Metz & Chintala (2016), section 4.
+    """
+
+    def __init__(self, image_shape: Sequence[int], num_classes: int = 0, seed: int = 0, **kwargs):
+        super().__init__(**kwargs)
+        self.image_shape = tuple(image_shape)
+        self.num_classes = num_classes
+        self.seed = seed
+        self._layers_made = 0
+
+    def dense(self, units: int, **kwargs) -> keras.layers.Dense:
+        return keras.layers.Dense(units, kernel_initializer=self.initializer(), dtype=self.dtype_policy, **kwargs)
+
+    def initializer(self) -> keras.initializers.Initializer:
+        """A fresh one for each layer: a repeated seed would repeat the values."""
+        self._layers_made += 1
+        return keras.initializers.RandomNormal(stddev=0.02, seed=self.seed + self._layers_made)
+
+    def one_hot(self, label: tf.Tensor) -> tf.Tensor:
+        return tf.one_hot(label, self.num_classes, dtype=self.compute_dtype)
+
+    def get_config(self) -> dict:
+        own = {"image_shape": self.image_shape, "num_classes": self.num_classes, "seed": self.seed}
+        return super().get_config() | own
+
+
+class Generator(Network):
+    """(B, latent_dim) noise -> (B, H, W, C) float32 image in [-1, 1]."""
+
+    def __init__(self, image_shape: Sequence[int], latent_dim: int, **kwargs):
+        super().__init__(image_shape, **kwargs)
+        self.latent_dim = latent_dim
+
+    def conditioned(self, z: tf.Tensor, label: tf.Tensor | None) -> tf.Tensor:
+        """The class joins the noise as a one-hot vector. Reference: Mirza & Osindero (2014), figure 1."""
+        z = tf.cast(z, self.compute_dtype)
+        return z if label is None else tf.concat([z, self.one_hot(label)], axis=1)
+
+    def input_dim(self) -> int:
+        return self.latent_dim + self.num_classes
+
+    def get_config(self) -> dict:
+        return super().get_config() | {"latent_dim": self.latent_dim}
+
+
+class Discriminator(Network):
+    """(B, H, W, C) image -> (B,) float32 logit.
+
+    A class enters by projection: the inner product of its embedding and the features is added to the logit.
+    Reference: Miyato & Koyama (2018), equation 3.
+    """
+
+    #: Whether each logit depends on its own image alone.
+    rowwise = True
+
+    def head(self, features: int) -> None:
+        """Make the last layers, on (B, features)."""
+        self.output_layer = self.dense(1, name="output")
+        self.output_layer.build((None, features))
+        if self.num_classes:
+            self.embedding = self.dense(features, use_bias=False, name="embedding")
+            self.embedding.build((None, self.num_classes))
+
+    def logit(self, features: tf.Tensor, label: tf.Tensor | None) -> tf.Tensor:
+        logit = self.output_layer(features)[:, 0]
+        if label is not None:
+            logit += tf.reduce_sum(self.embedding(self.one_hot(label)) * features, axis=1)
+        return tf.cast(logit, tf.float32)

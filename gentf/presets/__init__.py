@@ -1,0 +1,1 @@
+"""Starting points, one YAML file each."""

@@ -1,0 +1,1 @@
+"""From models to samples, and from samples to pictures."""

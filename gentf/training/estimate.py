@@ -1,0 +1,68 @@
+"""What a training would be: shapes, sizes, and a measured guess at time and memory. Nothing is written."""
+
+import resource
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from gentf.config import Config, dump_yaml
+from gentf.models import build, load_data
+from gentf.training import checkpoint, devices
+from gentf.training.steps import Steps, batches
+
+MB = 1024.0**2
+
+
+def estimate(config: Config, loading: Callable[[str, int, int], None] | None = None) -> str:
+    """Describe the training of `config`, for people to read.
+
+    Time and memory are measured on a few steps of a model that is then thrown away.
+    """
+    devices.prepare_logical_devices(config.train.devices)
+    strategy = devices.make_strategy(config.train.devices)
+    data = load_data(config, loading)
+    with strategy.scope():
+        model = build(config, data.spec)
+    jit, why = devices.choose_jit(config, strategy)
+    steps = Steps(model, strategy, config.train.steps_per_call, jit)
+    steps_per_epoch = data.train.steps(config.train.batch_size)
+    total = steps_per_epoch * config.train.epochs
+    seconds = _seconds_a_step(steps, batches(data.train, config.train.batch_size, config.seed, 0, strategy))
+    size = sum(array.nbytes for array in checkpoint.arrays(model).values())
+    parts = {layer.name: layer.count_params() for layer in model.layers}
+    splits = {split.name: len(split) for split in (data.train, data.validation, data.test)}
+    lines = [
+        dump_yaml(config).rstrip(),
+        "",
+        f"data         {data.spec.name}: " + ", ".join(f"{count:,} {name}" for name, count in splits.items()),
+        f"image        {' x '.join(map(str, data.spec.shape))}, {data.spec.num_classes} classes",
+        "parameters   " + ", ".join(f"{count:,} {name}" for name, count in parts.items()),
+        f"steps        {steps_per_epoch:,} an epoch x {config.train.epochs} = {total:,}, batch {config.train.batch_size}",
+        f"XLA          {'on' if jit else 'off'} ({why})",
+        f"checkpoint   {size / MB:.1f} MB each, {config.train.keep_checkpoints} kept and the best",
+        f"memory       about {_peak_memory() / MB:,.0f} MB (peak of this process after the steps that were measured)",
+        f"time         about {_duration(seconds * total)} ({1000 * seconds:.1f} ms a step)",
+    ]
+    return "\n".join(lines)
+
+
+def _seconds_a_step(steps: Steps, iterator) -> float:
+    size = steps.per_call
+    steps(iterator, size)  # traces and compiles
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        steps(iterator, size)
+        times.append((time.perf_counter() - started) / size)
+    return float(np.median(times))
+
+
+def _peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
