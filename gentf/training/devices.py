@@ -1,5 +1,6 @@
 """Where a step runs, and whether it is compiled: both chosen once, with the reason."""
 
+import functools
 import json
 import os
 
@@ -25,11 +26,17 @@ def make_strategy(devices: int | None) -> tf.distribute.Strategy:
         raise UserError(f"`train.devices` must be at most {len(gpus)} on this machine. Received: train.devices={count}")
     if count == 1:
         return tf.distribute.get_strategy()
-    if gpus:
-        return tf.distribute.MirroredStrategy([f"GPU:{index}" for index in range(count)])
-    if len(tf.config.list_logical_devices("CPU")) < count:
+    kind = "GPU" if gpus else "CPU"
+    if len(tf.config.list_logical_devices(kind)) < count:
         raise UserError(f"`train.devices` must be set before TensorFlow starts. Received: train.devices={count}")
-    return tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(count)])
+    return _mirrored(kind, count)
+
+
+@functools.cache
+def _mirrored(kind: str, count: int) -> tf.distribute.Strategy:
+    """One strategy a process: a second one would number its collective operations from the start again, and TensorFlow
+    holds those to the shapes of the first one's."""
+    return tf.distribute.MirroredStrategy([f"{kind}:{index}" for index in range(count)])
 
 
 def prepare_logical_devices(devices: int | None) -> None:

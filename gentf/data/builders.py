@@ -1,0 +1,192 @@
+"""Image builders of TensorFlow Datasets, prepared or to be prepared."""
+
+import contextlib
+import functools
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import requests
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from gentf.data.examples import RecordExamples, scan_records
+from gentf.data.order import cut, fixed_order
+from gentf.data.source import DataSource, DataSpec, Settings, build
+from gentf.errors import UserError
+
+_OWN_NAMES = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+
+
+def data_dir() -> Path:
+    """Where builders are prepared: TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+@functools.cache
+def builder_names() -> list[str]:
+    """All builders that TFDS knows by name; no network is used."""
+    return tfds.list_builders(with_community_datasets=False)
+
+
+def prepared_folder(name: str) -> Path | None:
+    """The folder of a prepared builder ("name", "name/config", each with ":version"), its newest version by
+    default; None where there is none."""
+    path, _, version = name.partition(":")
+    folder = data_dir() / path
+    found = []
+    with contextlib.suppress(OSError):
+        for child in folder.iterdir():
+            numbers = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", child.name)
+            complete = (child / "dataset_info.json").is_file() and (child / "features.json").is_file()
+            if numbers and complete and version in ("", child.name):
+                found.append((tuple(map(int, numbers.groups())), child))
+    return max(found)[1] if found else None
+
+
+def prepared_builders() -> list[str]:
+    """Names ("name" or "name/config") of the builders with images that are prepared in `data_dir()`."""
+    names = []
+    for info in data_dir().glob("*/**/dataset_info.json"):
+        name = info.parent.parent.relative_to(data_dir()).as_posix()
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            features = json.loads((info.parent / "features.json").read_text())["featuresDict"]["features"]
+            if features["image"]["pythonClassName"].endswith("image_feature.Image") and prepared_folder(name):
+                names.append(name)
+    return sorted(set(names))
+
+
+def load_builder(name: str, settings: Settings) -> DataSource:
+    """Load a TFDS builder with a feature "image", and "label" where it is a ClassLabel.
+
+    A prepared folder is read without any network; otherwise the builder downloads and prepares its data.
+
+    Raises:
+        UserError: no images in it, no network, a damaged folder.
+    """
+    builder = _open(name)
+    info = builder.info
+    image, class_names = _features(name, info.features)
+    stored = image.shape
+    if None in stored and settings.prepare.size is None:
+        raise UserError(f"the images of `{name}` have no fixed size: set image.size=[H,W]")
+    shape = settings.prepare.shape(stored)
+    wanted = ("image", "label") if class_names else ("image",)
+    features = tfds.features.FeaturesDict({key: info.features[key] for key in wanted})  # the rest is not parsed
+
+    def deserialize(record: tf.Tensor) -> dict[str, tf.Tensor]:
+        example = features.deserialize_example(record)
+        if image.np_dtype == np.uint16:
+            example["image"] = tf.cast(example["image"] // 256, tf.uint8)
+        return example
+
+    orders, stores = {}, {}
+    for split, own in _splits(name, info.splits).items():
+        files = [os.fspath(path) for path in own.filepaths]
+        records = scan_records(files, own.shard_lengths)
+        stores[split] = RecordExamples(records, deserialize, settings.prepare, shape, bool(class_names))
+        orders[split] = fixed_order(stores[split].size)
+    missing = [split for split in ("validation", "test") if split not in stores]
+    shares = [getattr(settings, f"{split}_share") if split in missing else 0 for split in ("validation", "test")]
+    train, *rest = cut(orders["train"], *shares, name)
+    orders["train"] = train
+    for split, order in zip(("validation", "test"), rest):
+        if split in missing:
+            orders[split], stores[split] = order, stores["train"]
+    licence = getattr(info.redistribution_info, "license", "") or "not stated"
+    spec = DataSpec(name, shape, class_names=class_names, licence=licence)
+    sizes = {split.name: [split.num_examples, split.num_bytes] for split in info.splits.values()}
+    parts = {split: (stores[split], orders[split]) for split in orders}
+    identity = [info.full_name, sizes]
+    try:
+        return build(spec, parts, settings, identity)
+    except (tf.errors.InvalidArgumentError, tf.errors.DataLossError) as error:
+        raise UserError(f"the prepared data of `{name}` are damaged, remove {builder.data_path} and prepare them "
+                        f"again: {error.message.splitlines()[0]}") from error
+
+
+def _open(name: str) -> tfds.core.DatasetBuilder:
+    folder = prepared_folder(name)
+    try:
+        with _quiet():
+            if folder is not None:
+                builder = tfds.builder_from_directory(folder)
+            else:
+                builder = tfds.builder(name, data_dir=data_dir(), try_gcs=False)
+                if not builder.is_prepared():
+                    _prepare(builder, name)
+    except UserError:
+        raise
+    except Exception as error:  # TFDS raises all kinds; whatever it is, the set cannot be opened
+        raise UserError(f"cannot open `{name}`{f' in {folder}' if folder else ''}: {_first_line(error)}") from error
+    if builder.info.file_format is not tfds.core.FileFormat.TFRECORD:
+        raise UserError(f"`{name}` is prepared as {builder.info.file_format.value}: prepare it as tfrecord")
+    return builder
+
+
+def _prepare(builder: tfds.core.DatasetBuilder, name: str) -> None:
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
+    downloads = data_dir() / "downloads"
+    try:
+        if builder.url_infos and not (downloads.is_dir() and any(downloads.iterdir())):
+            # TFDS tries ten times, which takes minutes without a network: ask once first.
+            requests.head(next(iter(builder.url_infos)), timeout=20, allow_redirects=True)
+        builder.download_and_prepare()
+    except Exception as error:  # requests, urllib, TFDS's own, a missing package of the builder, a full disk
+        no_network = isinstance(error, requests.exceptions.ConnectionError | requests.exceptions.Timeout)
+        raise UserError(
+            f"`{name}` is not prepared in {data_dir()}, and "
+            + ("the network cannot be reached to download it" if no_network else f"to do so failed: {_first_line(error)}")
+            + ". Prepare it once with a network, or set TFDS_DATA_DIR to a folder that holds it"
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """TFDS and urllib3 warn at length of what the one error says; TFDS prints to stdout."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def _features(name: str, features) -> tuple[tfds.features.Image, tuple[str, ...]]:
+    named = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
+    image = named.get("image")
+    if not isinstance(image, tfds.features.Image):
+        listed = ", ".join(named) or type(features).__name__
+        raise UserError(f"`{name}` has no feature `image` that is an image. It has: {listed}")
+    if image.np_dtype not in (np.uint8, np.uint16) or image.shape[-1] not in (1, 3, 4):
+        raise UserError(
+            f"the images of `{name}` must be integers with 1, 3 or 4 channels. "
+            f"Received: shape={image.shape}, dtype={np.dtype(image.np_dtype).name}"
+        )
+    label = named.get("label")
+    return image, tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
+
+
+def _splits(name: str, splits) -> dict:
+    own = {}
+    for split, names in _OWN_NAMES.items():
+        found = next((n for n in names if n in splits), None)
+        if found is not None:
+            own[split] = splits[found]
+    if "train" not in own:
+        if len(splits) != 1:
+            raise UserError(f"`{name}` has no split `train`. It has: {', '.join(splits)}")
+        own = {"train": next(iter(splits.values()))}
+    return own

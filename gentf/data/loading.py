@@ -1,0 +1,70 @@
+"""`load`: one way in for embedded sets, TFDS builders, folders and .npz files."""
+
+import difflib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from gentf.data.arrays import load_npz
+from gentf.data.builders import builder_names, load_builder, prepared_folder
+from gentf.data.embedded import EMBEDDED, load_embedded
+from gentf.data.folder import load_folder
+from gentf.data.image import Preparation
+from gentf.data.source import DataSource, Progress, Settings
+from gentf.errors import UserError
+
+
+def load(name_or_path: str | os.PathLike, *, size: Sequence[int] | None = None, channels: int | None = None,
+         fit: str = "crop", cache_mb: float = 1024, validation_share: float = 0.1, test_share: float = 0.1,
+         max_corrupt_share: float = 0.01, progress: Progress | None = None) -> DataSource:
+    """Load images as three splits, cached in memory where they fit and streamed where they do not.
+
+    Args:
+        name_or_path: an embedded set ("digits"), a TFDS image builder ("mnist", "name/config:version"), a folder
+            of PNG, JPEG, BMP or GIF files, or an .npz file. A single word is a name before it is a path.
+        size: (H, W) to resize to, in pixels; None keeps the size.
+        channels: 1, 3 or 4; None keeps them.
+        fit: "crop" or "stretch"; see `gentf.data.image.Preparation`.
+        cache_mb: bound on decoded images held in memory, in MB (10**6 bytes).
+        validation_share: part of train cut off for validation where the set has none of its own.
+        test_share: the same for test.
+        max_corrupt_share: part of a folder's files that may be unreadable before it is an error.
+        progress: called with (label, done, total) now and then.
+    Raises:
+        UserError: anything about the arguments or the data that the user can put right, in one line.
+    """
+    settings = Settings(
+        Preparation(size, channels, fit), cache_mb, validation_share, test_share, max_corrupt_share, progress
+    )
+    name = os.fspath(name_or_path)
+    if not isinstance(name_or_path, str) or _looks_like_path(name):
+        return _load_path(Path(name).expanduser(), settings)
+    if name in EMBEDDED:
+        return load_embedded(name, settings)
+    if os.sep in name and os.path.exists(name):
+        return _load_path(Path(name), settings)
+    if re.split("[/:]", name)[0] in builder_names() or (name and prepared_folder(name)):
+        return load_builder(name, settings)
+    if os.path.exists(name):
+        return _load_path(Path(name), settings)
+    near = difflib.get_close_matches(name, [*EMBEDDED, *builder_names()], n=3)
+    advice = f"did you mean {', '.join(near)}?" if near else "give the name of a TFDS builder, or of a folder or file"
+    raise UserError(f"no data set, folder or file is called {name!r}: {advice}")
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or os.path.isabs(name) or name.lower().endswith((".npz", ".zip"))
+
+
+def _load_path(path: Path, settings: Settings) -> DataSource:
+    if path.is_dir():
+        return load_folder(path, settings)
+    if not path.exists():
+        raise UserError(f"no such folder or file: {path}")
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        return load_npz(path, settings)
+    if suffix in (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"):
+        raise UserError(f"{path} is an archive: unpack it and give the folder")
+    raise UserError(f"{path} is neither a folder of images nor an .npz file")

@@ -1,0 +1,1 @@
+"""Metrics: arrays or callables in, numbers with standard errors out."""

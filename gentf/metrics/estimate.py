@@ -1,0 +1,74 @@
+"""What every metric returns, and how images are read before they are measured."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Estimate(NamedTuple):
+    """A number with its standard error.
+
+    `stderr` is what the value would vary by (one standard deviation) if the images were drawn again.
+    """
+
+    value: float
+    stderr: float
+
+
+def mean_of(values: np.ndarray) -> Estimate:
+    """Mean of (n,) independent numbers, n >= 1. The standard error of a single number is unknown (NaN)."""
+    values = np.asarray(values, np.float64).reshape(-1)
+    if values.size == 0:
+        raise ValueError("`values` must hold at least one number. Received: 0 numbers")
+    spread = values.std(ddof=1) / np.sqrt(values.size) if values.size > 1 else np.nan
+    return Estimate(float(values.mean()), float(spread))
+
+
+def share_of(hits: np.ndarray) -> Estimate:
+    """Share of true entries of (n,) bool, n >= 1.
+
+    The standard error is the binomial one at (hits + 1/2) / (n + 1), so that 0 of n and n of n do not claim
+    to be without error.
+    """
+    hits = np.asarray(hits, bool).reshape(-1)
+    if hits.size == 0:
+        raise ValueError("`hits` must hold at least one entry. Received: 0 entries")
+    shrunk = (hits.sum() + 0.5) / (hits.size + 1)
+    return Estimate(float(hits.mean()), float(np.sqrt(shrunk * (1 - shrunk) / hits.size)))
+
+
+def to_signed(images: np.ndarray, name: str = "images") -> np.ndarray:
+    """Images as float32 in [-1, 1].
+
+    Args:
+        images: (n, ...) uint8 in 0..255, or float already in [-1, 1].
+        name: what the error calls them.
+    Raises:
+        ValueError: another dtype, no images, or entries that are not finite.
+    """
+    images = np.asarray(images)
+    if images.ndim < 2 or images.shape[0] == 0:
+        raise ValueError(f"`{name}` must be at least one image of one pixel. Received: shape={images.shape}")
+    if images.dtype == np.uint8:
+        return images.astype(np.float32) * np.float32(1 / 127.5) - np.float32(1)
+    if not np.issubdtype(images.dtype, np.floating):
+        raise ValueError(f"`{name}` must be uint8 or float in [-1, 1]. Received: dtype={images.dtype}")
+    images = images.astype(np.float32, copy=False)
+    finite = np.isfinite(images.reshape(len(images), -1)).all(axis=1)
+    if not finite.all():
+        bad = int((~finite).sum())
+        raise ValueError(
+            f"`{name}` must be finite. Received: {bad} of {len(images)} images with NaN or infinity"
+        )
+    return images
+
+
+def to_unit(images: np.ndarray, name: str = "images") -> np.ndarray:
+    """Images as float32 in [0, 1]; see `to_signed` for what is accepted.
+
+    A uint8 pixel u becomes u / 255 exactly as float32 rounds it, so equal pixels stay equal.
+    """
+    images = np.asarray(images)
+    if images.dtype == np.uint8 and images.ndim >= 2 and images.shape[0]:
+        return images.astype(np.float32) / np.float32(255)
+    return (to_signed(images, name) + np.float32(1)) * np.float32(0.5)

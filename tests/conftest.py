@@ -1,0 +1,26 @@
+"""TensorFlow is imported once, with two logical devices, for the tests that train on several."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+import pytest
+import tensorflow as tf
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+
+
+@pytest.fixture
+def two_devices() -> tf.distribute.Strategy:
+    from gentf.training.devices import make_strategy
+
+    return make_strategy(2)
+
+
+@pytest.fixture(autouse=True)
+def own_caches(tmp_path_factory, monkeypatch):
+    """Caches of classifiers and scans are made in the session's own folder, never in the user's."""
+    monkeypatch.setenv("GENTF_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
