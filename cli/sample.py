@@ -5,22 +5,30 @@ from typing import TYPE_CHECKING
 
 import click
 
+from gentf.cli.evaluate import CheckpointType
+
 if TYPE_CHECKING:
     import numpy as np
 
 
 @click.command()
-@click.argument("run", metavar="RUN|EXPORT")
+@click.argument("run", metavar="RUN|EXPORT|FILE.keras")
 @click.option("-n", "--num", type=click.IntRange(1, 1_000_000), default=64, show_default=True, help="Samples to draw.")
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="The same seed, the same samples.")
+@click.option(
+    "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="The same seed, the same samples."
+)
 @click.option("--label", help="Class to draw, by name or number; conditional models only.")
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("samples.png"), show_default=True,
     help="A .png file (grid), an .npz file (`image` uint8, `label`), or a folder (a .png file each).",
 )  # fmt: skip
-@click.option("--checkpoint", default="last", show_default=True, help="last, best or a step; runs only.")
-def sample(run: str, num: int, seed: int, label: str | None, out: Path, checkpoint: str) -> None:
-    """Draw samples from a run folder, or from an exported model: the same seed gives the same pixels from both.
+@click.option(
+    "--checkpoint", type=CheckpointType(), default="last", show_default=True, help="Checkpoint to draw from; runs only."
+)
+def sample(run: str, num: int, seed: int, label: str | None, out: Path, checkpoint: str | int) -> None:
+    """Draw samples from a run or an exported model.
+
+    The same seed gives the same pixels from both.
 
     \b
       gentf sample runs/mnist -n 100 --seed 7 --out digits.png
@@ -43,18 +51,22 @@ def sample(run: str, num: int, seed: int, label: str | None, out: Path, checkpoi
     click.echo(f"{num} samples: {out}")
 
 
-def open_model(run: str, checkpoint: str):
+def open_model(run: str, checkpoint: str | int):
     """What `sample` draws from, and the names of its classes (empty where it has none, or does not know them)."""
     if (Path(run) / "config.yaml").is_file():
         from gentf.training.run import Run
 
-        which = int(checkpoint) if checkpoint.isdigit() else checkpoint
         folder = Run(run)
-        model = folder.load_model(which, lambda text: click.echo(text, err=True))
+        model = folder.load_model(checkpoint, lambda text: click.echo(text, err=True))
         return model, folder.spec.class_names if model.num_classes else ()
+    if run.endswith(".keras"):
+        from gentf.models.saved import load_model
+
+        return load_model(run), ()
     from gentf.export import load
 
-    return load(run), ()
+    served = load(run)
+    return served, served.class_names
 
 
 def class_index(label: str, names: tuple[str, ...]) -> int:

@@ -73,16 +73,14 @@ def load_npz(path: Path, settings: Settings) -> DataSource:
         UserError: no such file, no such array in it, a damaged file, or values as `from_arrays` says.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise UserError(f"{path} is no .npz archive: save it with numpy.savez(path, image=...)")
-            if "image" not in file.files:
-                raise UserError(f"{path} must hold an array `image`. Received: {', '.join(file.files) or 'no array'}")
-            labels = file["label"] if "label" in file.files else None
-            if labels is not None and labels.dtype.hasobject:
-                raise UserError(f"`label` of {path} must be integers. Received: dtype={labels.dtype}")
         with zipfile.ZipFile(path) as archive:
-            images = _member(archive, path, settings.cache_mb)
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            if "image" not in names:
+                raise UserError(f"{path} must hold an array `image`. Received: {', '.join(names) or 'no array'}")
+            images, labels = _image_member(archive, path, settings.cache_mb), None
+            if "label" in names:
+                with archive.open("label.npy") as file:
+                    labels = np.lib.format.read_array(file, allow_pickle=False)
     except UserError:
         raise
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
@@ -91,7 +89,7 @@ def load_npz(path: Path, settings: Settings) -> DataSource:
     return _source(_check_images(images, str(path)), labels, (), str(path), "not stated", settings)
 
 
-def _member(archive: zipfile.ZipFile, path: Path, cache_mb: float) -> np.ndarray:
+def _image_member(archive: zipfile.ZipFile, path: Path, cache_mb: float) -> np.ndarray:
     """The array `image` of the archive: read where it fits the bound, mapped where it does not."""
     info = archive.getinfo("image.npy")
     with archive.open(info) as file:
@@ -100,8 +98,8 @@ def _member(archive: zipfile.ZipFile, path: Path, cache_mb: float) -> np.ndarray
         if version not in headers:
             raise UserError(f"`image` of {path} is stored in .npy version {version}: save it with numpy.savez")
         shape, fortran, dtype = headers[version](file)
-        if dtype.kind not in "biufc" or fortran or not dtype.isnative:
-            raise UserError(f"`image` of {path} must be a plain array in C order. Received: dtype={dtype}")
+        if dtype.kind not in "biufc" or not dtype.isnative:
+            raise UserError(f"`image` of {path} must be uint8, or float in [-1, 1]. Received: dtype={dtype}")
         header, size = file.tell(), int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         if header + size != info.file_size:
             raise UserError(f"cannot read {path}: `image` holds {info.file_size - header} bytes, {size} expected")
@@ -110,11 +108,15 @@ def _member(archive: zipfile.ZipFile, path: Path, cache_mb: float) -> np.ndarray
             view, done = memoryview(array.reshape(-1).view(np.uint8)), 0
             while done < size:  # the archive checks the CRC when it reaches the end
                 done += file.readinto(view[done : done + _CHUNK_BYTES]) or _cut_short(path)
+            if fortran:
+                columns, array = array.reshape(-1), aligned_empty(shape, dtype.name)
+                array[...] = columns.reshape(shape, order="F")
             return array
-    if info.compress_type != zipfile.ZIP_STORED:
+    if info.compress_type != zipfile.ZIP_STORED or fortran:
         raise UserError(
-            f"`image` of {path} takes {size / 1e6:.0f} MB, more than cache_mb={cache_mb:g}, and is compressed: "
-            "raise data.cache_mb, or save it with numpy.savez, which can be streamed"
+            f"`image` of {path} takes {size / 1e6:.0f} MB, more than cache_mb={cache_mb:g}, and is "
+            f"{'in Fortran order' if fortran else 'compressed'}: raise data.cache_mb, or save it in C order with "
+            "numpy.savez, which can be streamed"
         )
     with open(path, "rb") as file:
         file.seek(info.header_offset + 26)  # in the member's own header: lengths of its name and its extras

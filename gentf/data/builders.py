@@ -7,11 +7,12 @@ import logging
 import os
 import re
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import requests
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
@@ -105,9 +106,10 @@ def load_builder(name: str, settings: Settings) -> DataSource:
     identity = [info.full_name, sizes]
     try:
         return build(spec, parts, settings, identity)
-    except (tf.errors.InvalidArgumentError, tf.errors.DataLossError) as error:
-        raise UserError(f"the prepared data of `{name}` are damaged, remove {builder.data_path} and prepare them "
-                        f"again: {error.message.splitlines()[0]}") from error
+    except (tf.errors.OpError, UnicodeDecodeError) as error:  # the second: TF quotes damaged bytes in its message
+        raise UserError(
+            f"the prepared data of `{name}` are damaged: remove {builder.data_path} and prepare them again"
+        ) from error
 
 
 def _open(name: str) -> tfds.core.DatasetBuilder:
@@ -132,19 +134,28 @@ def _open(name: str) -> tfds.core.DatasetBuilder:
 def _prepare(builder: tfds.core.DatasetBuilder, name: str) -> None:
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
+    advice = "Prepare it once with a network, or set TFDS_DATA_DIR to a folder that holds it"
     downloads = data_dir() / "downloads"
+    url = next(iter(builder.url_infos or ()), "")
+    if url.startswith("http") and not (downloads.is_dir() and any(downloads.iterdir())) and not _reachable(url):
+        raise UserError(f"`{name}` is not prepared in {data_dir()}, and the network cannot be reached. {advice}")
     try:
-        if builder.url_infos and not (downloads.is_dir() and any(downloads.iterdir())):
-            # TFDS tries ten times, which takes minutes without a network: ask once first.
-            requests.head(next(iter(builder.url_infos)), timeout=20, allow_redirects=True)
         builder.download_and_prepare()
     except Exception as error:  # requests, urllib, TFDS's own, a missing package of the builder, a full disk
-        no_network = isinstance(error, requests.exceptions.ConnectionError | requests.exceptions.Timeout)
         raise UserError(
-            f"`{name}` is not prepared in {data_dir()}, and "
-            + ("the network cannot be reached to download it" if no_network else f"to do so failed: {_first_line(error)}")
-            + ". Prepare it once with a network, or set TFDS_DATA_DIR to a folder that holds it"
+            f"`{name}` is not prepared in {data_dir()}, and to do so failed: {_first_line(error)}. {advice}"
         ) from error
+
+
+def _reachable(url: str) -> bool:
+    """Whether the server answers, whatever it says. TFDS itself asks ten times, which takes minutes."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=20):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager

@@ -51,10 +51,10 @@ class Examples:
 
     def batches(self, indices: tf.data.Dataset, batch_size: int, drop_remainder: bool) -> tf.data.Dataset:
         """Batches for a dataset of index vectors of `batch_size` (the last may be shorter)."""
+        raw = indices.map(plainly(self.gather))
         if self._finish is None:
-            return indices.map(self.gather)
-        raw = indices.map(self.gather).prefetch(2).unbatch()
-        finished = raw.map(self._finish_shaped, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            return raw
+        finished = raw.prefetch(2).unbatch().map(plainly(self._finish_shaped), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         return finished.batch(batch_size, drop_remainder=drop_remainder)
 
     def _finish_shaped(self, element: Element) -> Element:
@@ -147,6 +147,22 @@ class FileExamples(Examples):
 def _on_host(values: np.ndarray) -> tf.Tensor:
     with tf.device("CPU:0"):  # where tf.data uses it
         return tf.constant(values)
+
+
+def plainly(function: Callable) -> Callable:
+    """Keep AutoGraph off a function that needs no rewriting: it takes longer than the tracing itself."""
+    return tf.autograph.experimental.do_not_convert(function)
+
+
+def options() -> tf.data.Options:
+    """Of every pipeline here."""
+    chosen = tf.data.Options()
+    chosen.deterministic = True
+    # Rewriting the graph would copy what it captures, the cached images first of all.
+    chosen.experimental_optimization.apply_default_optimizations = False
+    # There are no files to deal out among workers: batches are, each to one worker.
+    chosen.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return chosen
 
 
 def path_tensor(paths: Sequence[str]) -> tf.Tensor:
@@ -280,7 +296,7 @@ def materialise(examples: Examples, progress: Callable[[int], None] | None = Non
     chunk = chunk_size(examples.shape, examples.dtype)
     indices = tf.data.Dataset.range(examples.size).batch(chunk)
     done = 0
-    for batch in examples.batches(indices, chunk, drop_remainder=False).prefetch(2):
+    for batch in examples.batches(indices, chunk, drop_remainder=False).prefetch(2).with_options(options()):
         rows = slice(done, done + len(batch["image"]))
         images[rows] = np.asarray(memoryview(batch["image"]))
         if labels is not None:

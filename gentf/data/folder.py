@@ -11,7 +11,16 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from gentf.data.examples import ArrayExamples, Examples, FileExamples, aligned_empty, chunk_size, path_tensor
+from gentf.data.examples import (
+    ArrayExamples,
+    Examples,
+    FileExamples,
+    aligned_empty,
+    chunk_size,
+    options,
+    path_tensor,
+    plainly,
+)
 from gentf.data.image import decode
 from gentf.data.listing import Listing, list_images, printable
 from gentf.data.order import cut, fixed_order
@@ -96,17 +105,12 @@ def _orders(listing: Listing, readable: np.ndarray, settings: Settings) -> dict[
     return {split: pieces[split] if split in ("train", *missing) else orders[split] for split in SPLITS}
 
 
-def _files(listing: Listing) -> tf.data.Dataset:
-    paths = path_tensor(listing.paths)
-    numbers = tf.data.Dataset.range(len(listing.names))
-    return numbers.map(lambda number: (number, tf.gather(paths, number)))
-
-
 def _first_shape(listing: Listing) -> np.ndarray:
     """(3,) stored shape of the first file that can be read."""
-    shapes = _files(listing).map(lambda number, path: tf.shape(decode(tf.io.read_file(path))))
-    for shape in shapes.ignore_errors().take(1):
-        return shape.numpy()
+    for path in listing.paths:
+        # UnicodeDecodeError: TensorFlow quotes bytes of the file in its message.
+        with contextlib.suppress(tf.errors.OpError, UnicodeDecodeError):
+            return tf.shape(decode(tf.io.read_file(os.fsencode(path)))).numpy()
     raise UserError(
         f"none of the {len(listing.names)} image files in {listing.root} can be read, first: "
         f"{printable(listing.names[0])}"
@@ -132,12 +136,13 @@ def _inspect(listing: Listing, shape: tuple[int, ...], settings: Settings, keep:
             result["image"] = tf.ensure_shape(tf.cond(fits, lambda: ready, lambda: tf.zeros(shape, tf.uint8)), shape)
         return result
 
-    total = len(listing.names)
+    total, paths = len(listing.names), path_tensor(listing.paths)
     images = aligned_empty((total, *shape), "uint8") if keep else None
     shapes = np.zeros((total, 3), np.int32)
     hashes = np.zeros(total, np.int64)
-    read = _files(listing).map(one, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    for batch in read.ignore_errors().batch(chunk_size(shape) if keep else 256).prefetch(2):
+    files = tf.data.Dataset.range(total).map(plainly(lambda number: (number, tf.gather(paths, number))))
+    read = files.map(plainly(one), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).ignore_errors()
+    for batch in read.batch(chunk_size(shape) if keep else 256).prefetch(2).with_options(options()):
         numbers = batch["number"].numpy()
         shapes[numbers] = batch["shape"].numpy()
         hashes[numbers] = batch["hash"].numpy()
@@ -165,15 +170,14 @@ def _check_shapes(listing: Listing, shapes: np.ndarray, settings: Settings) -> N
     first = shapes[good[0]]
     size_differs = (shapes[good, :2] != first[:2]).any(1) & (settings.prepare.size is None)
     channels_differ = (shapes[good, 2] != first[2]) & (settings.prepare.channels is None)
-    for differs, what, advice in (
-        (size_differs, lambda s: f"{s[0]}x{s[1]}", "sizes (height x width): set image.size=[H,W]"),
-        (channels_differ, lambda s: f"{s[2]}", "numbers of channels: set image.channels to 1, 3 or 4"),
+    for differs, kind, shown, advice in (
+        (size_differs, "sizes (height x width)", lambda s: f"{s[0]}x{s[1]}", "Set image.size=[H,W]"),
+        (channels_differ, "numbers of channels", lambda s: f"{s[2]}", "Set image.channels to 1, 3 or 4"),
     ):
         if differs.any():
             other = good[np.argmax(differs)]
-            one, two = (f"{printable(listing.names[i])} has {what(shapes[i])}" for i in (good[0], other))
-            kind, _, todo = advice.partition(": ")
-            raise UserError(f"the images in {listing.root} have mixed {kind}: {one}, {two}. {todo.capitalize()}")
+            one, two = (f"{printable(listing.names[i])} has {shown(shapes[i])}" for i in (good[0], other))
+            raise UserError(f"the images in {listing.root} have mixed {kind}: {one}, {two}. {advice}")
 
 
 def _listing_key(listing: Listing) -> str:
@@ -187,8 +191,10 @@ def _listing_key(listing: Listing) -> str:
 
 
 def _cache_file(key: str) -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "gentf" / f"inspection-{key[:32]}.json"
+    """In `inspections` in $GENTF_CACHE, else in $XDG_CACHE_HOME/gentf, else in ~/.cache/gentf."""
+    own, shared = os.environ.get("GENTF_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    base = Path(own) if own else Path(shared or "~/.cache").expanduser() / "gentf"
+    return base / "inspections" / f"{key[:32]}.json"
 
 
 def _remember(key: str, inspection: Inspection) -> None:

@@ -11,6 +11,7 @@ from gentf.errors import UserError
 _LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
+@tf.function(autograph=False, input_signature=[tf.TensorSpec((), tf.string)])  # traced once for all pipelines
 def decode(data: tf.Tensor) -> tf.Tensor:
     """PNG, JPEG, BMP or GIF (first frame) bytes -> (H, W, C) uint8, C one of 1, 3, 4.
 
@@ -102,8 +103,11 @@ class Preparation:
             image = convert_channels(image, self.channels)
         if self.size is None:
             return image
-        same = tf.reduce_all(tf.shape(image)[:2] == self.size)
-        resized = tf.cond(same, lambda: image, lambda: self._resize(image))
+        if image.shape[:2].is_fully_defined():
+            resized = image if image.shape[:2] == self.size else self._resize(image)
+        else:
+            same = tf.reduce_all(tf.shape(image)[:2] == self.size)
+            resized = tf.cond(same, lambda: image, lambda: self._resize(image))
         return tf.ensure_shape(resized, (*self.size, image.shape[-1]))
 
     def _resize(self, image: tf.Tensor) -> tf.Tensor:

@@ -24,8 +24,12 @@ def epoch_shuffle(positions: tf.Tensor, seed: int, epoch: tf.Tensor, size: int) 
     Returns:
         (B,) int64.
     """
-    low, high = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF
-    key = tf.stack([tf.constant(low, tf.uint32), tf.constant(high, tf.uint32), tf.cast(epoch, tf.uint32)])
+    wrapped = (seed + 2**63) % 2**64 - 2**63
+    # The op looks at a few low bits of each word of its key: 8 up to 65,536 examples. Epochs 0 and 256 would have
+    # the same order, as would seeds that differ by 256. So the key is a hash of both.
+    key = tf.random.stateless_uniform(
+        (3,), tf.stack([tf.constant(wrapped, tf.int64), tf.cast(epoch, tf.int64)]), None, None, tf.uint32, "philox"
+    )
     return tf.raw_ops.RandomIndexShuffle(
         index=positions, seed=key, max_index=tf.constant(size - 1, tf.int64), rounds=_ROUNDS
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from gentf.data.examples import ArrayExamples, Examples, chunk_size, materialise
+from gentf.data.examples import ArrayExamples, Examples, chunk_size, materialise, options, plainly
 from gentf.data.image import Preparation
 from gentf.data.order import epoch_shuffle
 from gentf.errors import UserError
@@ -175,7 +175,7 @@ class Split:
             positions = (step % steps) * batch_size + tf.range(batch_size, dtype=tf.int64)
             return tf.gather(order, epoch_shuffle(positions, seed, step // steps, size))
 
-        indices = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max).map(rows)
+        indices = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max).map(plainly(rows))
         return _finished(self._examples.batches(indices, batch_size, drop_remainder=True))
 
     def _fixed(self, rows: np.ndarray, batch_size: int) -> tf.data.Dataset:
@@ -184,13 +184,7 @@ class Split:
 
 
 def _finished(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    options = tf.data.Options()
-    options.deterministic = True
-    # Rewriting the graph would copy what it captures, the cached images first of all.
-    options.experimental_optimization.apply_default_optimizations = False
-    # There are no files to deal out among workers: batches are, each to one worker.
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
+    return dataset.prefetch(tf.data.AUTOTUNE).with_options(options())
 
 
 class DataSource:

@@ -40,7 +40,7 @@ class Recipe:
     filters: int = 32  # of the first block; each further block has twice as many, up to 128
     dense: int = 128
     dropout: float = 0.4
-    epochs: int = 5
+    epochs: int = 6
     min_steps: int = 1000  # small sets get more epochs
     batch_size: int = 128
     learning_rate: float = 2e-3

@@ -31,6 +31,7 @@ class GAN(GenerativeModel):
         network: "mlp" or "dcgan".
         loss: a name in `gentf.losses.ADVERSARIAL`.
         hidden_units: mlp: units of the generator's layers; the discriminator mirrors them.
+        generator_normalization: mlp: "none" or "batch".
         width: dcgan: channels of the feature map next to the image.
         discriminator_normalization: dcgan: "none", "batch" or "layer".
         gradient_penalty: weight of the gradient penalty; 0 leaves it out, 10 is WGAN-GP's.
@@ -47,6 +48,7 @@ class GAN(GenerativeModel):
         network: str = "mlp",
         loss: str = "non_saturating",
         hidden_units: Sequence[int] = (128, 256),
+        generator_normalization: str = "batch",
         width: int = 64,
         discriminator_normalization: str = "batch",
         gradient_penalty: float = 0.0,
@@ -62,6 +64,11 @@ class GAN(GenerativeModel):
             raise ValueError(f"`loss` must be one of {', '.join(losses.ADVERSARIAL)}. Received: loss={loss!r}")
         if network not in ("mlp", "dcgan"):
             raise ValueError(f"`network` must be 'mlp' or 'dcgan'. Received: network={network!r}")
+        if generator_normalization not in ("none", "batch"):
+            raise ValueError(
+                "`generator_normalization` must be 'none' or 'batch'. "
+                f"Received: generator_normalization={generator_normalization!r}"
+            )
         if discriminator_normalization not in ("none", "batch", "layer"):
             raise ValueError(
                 "`discriminator_normalization` must be 'none', 'batch' or 'layer'. "
@@ -80,6 +87,7 @@ class GAN(GenerativeModel):
         self.network = network
         self.loss_name = loss
         self.hidden_units = tuple(hidden_units)
+        self.generator_normalization = generator_normalization
         self.width = width
         self.discriminator_normalization = discriminator_normalization
         self.gradient_penalty = gradient_penalty
@@ -95,7 +103,8 @@ class GAN(GenerativeModel):
     def _make_generator(self, name: str) -> nn.network.Generator:
         shared = self._network_arguments() | {"latent_dim": self.latent_dim, "name": name}
         if self.network == "mlp":
-            return nn.MLPGenerator(hidden_units=self.hidden_units, **shared)
+            options = {"hidden_units": self.hidden_units, "normalization": self.generator_normalization}
+            return nn.MLPGenerator(**options, **shared)
         return nn.DCGANGenerator(width=self.width, **shared)
 
     def _make_discriminator(self) -> nn.network.Discriminator:
@@ -282,6 +291,7 @@ class GAN(GenerativeModel):
             "network": self.network,
             "loss": self.loss_name,
             "hidden_units": self.hidden_units,
+            "generator_normalization": self.generator_normalization,
             "width": self.width,
             "discriminator_normalization": self.discriminator_normalization,
             "gradient_penalty": self.gradient_penalty,

@@ -21,9 +21,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
         if self.synchronized:
             return super().call(inputs, training=training, mask=mask)
         gamma, beta = (tf.cast(weight, tf.float32) for weight in (self.gamma, self.beta))
-        y, mean, variance = tf.compat.v1.nn.fused_batch_norm(inputs, gamma, beta, epsilon=self.epsilon)
+        flat = inputs.shape.rank == 2
+        x = tf.reshape(inputs, (-1, 1, 1, inputs.shape[-1])) if flat else inputs
+        y, mean, variance = tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, epsilon=self.epsilon)
         count = tf.cast(tf.size(inputs) // tf.shape(inputs)[-1], tf.float32)
         variance *= (count - 1.0) / count  # the operation divides by count - 1, Keras by count
         for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
             moving.assign(moving * self.momentum + tf.stop_gradient(new) * (1.0 - self.momentum))
-        return y
+        return tf.reshape(y, (-1, inputs.shape[-1])) if flat else y

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -34,7 +35,7 @@ def state(model: GenerativeModel) -> dict[str, list]:
 def arrays(model: GenerativeModel) -> dict[str, np.ndarray]:
     """The values of `state`, named group/index."""
     return {
-        f"{group}/{index:04d}": np.asarray(variable)
+        f"{group}/{index:04d}": keras.ops.convert_to_numpy(variable)
         for group, variables in state(model).items()
         for index, variable in enumerate(variables)
     }

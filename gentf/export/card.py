@@ -1,0 +1,214 @@
+"""The model card of an export: what it is and was made from, how good it is, how to call it, its limits."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gentf import __version__
+from gentf.config import dump_yaml
+from gentf.export.check import SignatureReport
+from gentf.export.saved_model import DEFAULT
+
+RANGES = {
+    "seed": "any integers; row i of `sample(n, seed=s)` is `[s, i]`",
+    "z": "independent N(0, 1)",
+    "image": "[-1, 1]",
+    "image_bytes": "PNG file content",
+    "logit": "> 0: taken for real, < 0: taken for generated",
+}
+
+
+def model_card(
+    name: str,
+    version: int,
+    model: Any,
+    inputs: Mapping[str, Mapping[str, Any]],
+    outputs: Mapping[str, Mapping[str, Any]],
+    checked: Sequence[SignatureReport],
+    *,
+    xla: bool = False,
+    run: Any = None,
+    checkpoint: str | int = "last",
+) -> str:
+    """The card in Markdown.
+
+    Args:
+        name, version: of the export.
+        model: what was exported; `num_classes` and `count_params` are used where it has them.
+        inputs, outputs: signature name -> tensor name -> something with its dtype and shape.
+        checked: what the check found; empty if it was left out.
+        xla: whether this is the compiled variant.
+        run: the `Run` it comes from, for data, training and evaluation; None leaves those sections out.
+        checkpoint: which of the run's checkpoints it is.
+    """
+    parts = [f"# {name}, version {version}", _what(model, xla, run)]
+    if run is not None:
+        parts += [_data(run), _training(run, model, checkpoint), _evaluation(run.path / "evaluation.json")]
+    parts += [
+        _signatures(model, inputs, outputs),
+        _check(checked, xla),
+        _call(name, inputs),
+        _limits(model, xla, run),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _what(model: Any, xla: bool, run: Any) -> str:
+    text = f"A `{type(model).__name__}` of gentf {__version__}, exported for TensorFlow Serving."
+    if run is not None and run.config.description:
+        text += f" {run.config.description.rstrip('.')}."
+    if xla:
+        text += " This is the variant that XLA compiles: to run it, a server must be started with"
+        text += " `--xla_cpu_compilation_enabled=true` (or `--xla_gpu_compilation_enabled=true`)."
+        text += " The plain variant lies beside it."
+    return text
+
+
+def _data(run: Any) -> str:
+    spec = run.spec
+    lines = [
+        "## Data",
+        f"- set: `{spec.name}`, {spec.modality}s of shape {tuple(spec.shape)}",
+        f"- licence of the set: {spec.licence}",
+    ]
+    if spec.class_names:
+        lines.append(f"- classes: {', '.join(spec.class_names)}")
+    return "\n".join(lines)
+
+
+def _training(run: Any, model: Any, checkpoint: str | int) -> str:
+    train = run.config.train
+    step = int(model.step)
+    seen = step * train.batch_size
+    return "\n".join(
+        [
+            "## Training",
+            f"- run: `{run.name}`, checkpoint `{checkpoint}`: {step:,} steps of {train.batch_size} examples "
+            f"({seen:,} examples), of {train.epochs} epochs planned",
+            f"- weights in the whole model: {model.count_params():,}",
+            f"- precision: {train.precision}",
+            "",
+            "The configuration in full:",
+            "```yaml",
+            dump_yaml(run.config).rstrip(),
+            "```",
+        ]
+    )
+
+
+def _evaluation(path: Path) -> str:
+    """The numbers in a run's evaluation.json."""
+    if not path.is_file():
+        return "## Evaluation\n\nNot measured (`gentf evaluate` on the run, then export again)."
+    found = json.loads(path.read_text(encoding="utf-8"))
+    lines = [
+        "## Evaluation",
+        "",
+        f"{found['samples']} samples with seed {found['seed']} beside the {found['split']} split of "
+        f"`{found['data']}`; checkpoint `{found.get('checkpoint', 'last')}` of the run as it was then.",
+        "",
+        "| metric | value | standard error | floor | ceiling |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, entry in found["metrics"].items():
+        cells = (_number(entry[key]) for key in ("value", "stderr", "floor", "ceiling"))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    if "classifier" in found:
+        accuracy = _number(found["classifier"].get("test_accuracy"))
+        lines += ["", f"The classifier behind these numbers is right on {accuracy} of held-out real images."]
+    return "\n".join(lines)
+
+
+def _signatures(model: Any, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> str:
+    lines = [
+        "## Signatures",
+        "",
+        "B is the batch; every tensor has it first, and it must be the same in all inputs of a request.",
+        "",
+        "| signature | tensor | dtype | shape | range |",
+        "|---|---|---|---|---|",
+    ]
+    for name in inputs:
+        for direction, tensors in (("in", inputs[name]), ("out", outputs[name])):
+            for key, spec in tensors.items():
+                shape = ", ".join(["B", *("?" if size is None else str(size) for size in spec.shape[1:])])
+                text = _range(key, model)
+                lines.append(f"| `{name}` | {direction}: `{key}` | {spec.dtype.name} | [{shape}] | {text} |")
+    return "\n".join(lines)
+
+
+def _range(key: str, model: Any) -> str:
+    classes = getattr(model, "num_classes", 0)
+    if key == "label" and classes:
+        return f"0 to {classes - 1}; in `serving_default` -1 draws a class by the seed"
+    return RANGES.get(key, "")
+
+
+def _check(checked: Sequence[SignatureReport], xla: bool) -> str:
+    if not checked:
+        return "## Check\n\nLeft out when this was exported."
+    mode = "with XLA" if xla else "with XLA switched off, as in a stock server"
+    lines = [
+        "## Check",
+        "",
+        f"Before this folder was given its name, a process without Keras and gentf loaded it {mode}, and "
+        "compared it with Python's results; strings and integers were equal.",
+        "",
+        "| signature | rows | largest difference of floats |",
+        "|---|---:|---:|",
+    ]
+    lines += [f"| `{entry.name}` | {entry.rows} | {entry.max_difference:.2g} |" for entry in checked]
+    return "\n".join(lines)
+
+
+def _call(name: str, inputs: Mapping[str, Any]) -> str:
+    signature = DEFAULT if DEFAULT in inputs else next(iter(inputs))
+    row = {}
+    for key, spec in inputs[signature].items():
+        zero = np.zeros([1 if size is None else size for size in spec.shape[1:]], int).tolist()
+        row[key] = [7, 0] if key == "seed" else zero
+    instance = json.dumps({"signature_name": signature, "instances": [row]})
+    return "\n".join(
+        [
+            "## How to call it",
+            "",
+            "From a server (docs/serving.md of gentf has gRPC, batching and version labels too):",
+            "```sh",
+            f"curl -d '{instance}' http://localhost:8501/v1/models/{name}:predict",
+            "```",
+            "From Python, with nothing but TensorFlow:",
+            "```python",
+            "import tensorflow as tf",
+            "",
+            'model = tf.saved_model.load("path/of/this/folder")',
+            f'print(model.signatures["{signature}"].structured_input_signature)',
+            "```",
+        ]
+    )
+
+
+def _limits(model: Any, xla: bool, run: Any) -> str:
+    lines = [
+        "## Limits",
+        "",
+        "- The same seed gives the same bytes on machines of one kind; other processors, and GPUs, round "
+        "differently in the last digits.",
+        "- It makes what its data set shows and nothing else; the shares and the flaws of the set are in its "
+        "samples.",
+    ]
+    if run is not None:
+        lines.append("- Samples may come close to training images: see the evaluation for how close.")
+    if getattr(model, "num_classes", 0):
+        lines.append("- A label outside of the classes gives an image of no class, without an error.")
+    if xla:
+        lines.append(
+            "- Each batch size is compiled when it is first met, which takes seconds: the warm-up does it."
+        )
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "?" if value is None else f"{value:.4g}"
