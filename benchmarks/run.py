@@ -23,7 +23,9 @@ class Worker:
 
     def __init__(self, contender: str, network: str):
         torch = os.environ.get("GENTF_BENCH_TORCH")
-        python, file = (torch, "torch_peers.py") if contender.startswith("torch") else (sys.executable, "tensorflow_peers.py")
+        python, file = (
+            (torch, "torch_peers.py") if contender.startswith("torch") else (sys.executable, "tensorflow_peers.py")
+        )
         self.name = contender
         self.results: list[dict] = []
         self._process = subprocess.Popen(

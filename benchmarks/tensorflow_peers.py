@@ -89,7 +89,9 @@ class StockGAN(keras.Model):
             fake = self.generator(z, training=True)
             real_logits = self.discriminator(real, training=True)
             fake_logits = self.discriminator(tf.stop_gradient(fake), training=True)
-            d_loss = self.bce(tf.ones_like(real_logits), real_logits) + self.bce(tf.zeros_like(fake_logits), fake_logits)
+            d_loss = self.bce(tf.ones_like(real_logits), real_logits) + self.bce(
+                tf.zeros_like(fake_logits), fake_logits
+            )
         weights = self.discriminator.trainable_variables
         self.d_optimizer.apply(tape.gradient(d_loss, weights), weights)
         z = keras.random.normal((BATCH, LATENT), seed=self.noise)

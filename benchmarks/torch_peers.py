@@ -11,7 +11,8 @@ def networks(network: str) -> tuple[nn.Module, nn.Module]:
     if network == "mlp":
         generator = nn.Sequential(
             nn.Linear(LATENT, 128, bias=False), nn.BatchNorm1d(128), nn.LeakyReLU(0.2),
-            nn.Linear(128, 256, bias=False), nn.BatchNorm1d(256), nn.LeakyReLU(0.2), nn.Linear(256, HEIGHT * WIDTH), nn.Tanh(), nn.Unflatten(1, (1, HEIGHT, WIDTH)),
+            nn.Linear(128, 256, bias=False), nn.BatchNorm1d(256), nn.LeakyReLU(0.2),
+            nn.Linear(256, HEIGHT * WIDTH), nn.Tanh(), nn.Unflatten(1, (1, HEIGHT, WIDTH)),
         )  # fmt: skip
         discriminator = nn.Sequential(
             nn.Flatten(), nn.Linear(HEIGHT * WIDTH, 256), nn.LeakyReLU(0.2), nn.Linear(256, 128), nn.LeakyReLU(0.2),

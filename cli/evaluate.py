@@ -106,12 +106,8 @@ def report(result: Mapping[str, Any], meanings: Mapping[str, Any]) -> str:
     ]
     for name, entry in result["metrics"].items():
         value = f"{number(entry['value'])} ± {number(entry['stderr'])}"
-        ends = (
-            number(entry[end]) + ("*" if meanings[name].real == end else " ") for end in ("floor", "ceiling")
-        )
-        lines.append(
-            f"{name:22}  {value:>20}  " + "  ".join(f"{end:>9}" for end in ends) + f"  {meanings[name].text}"
-        )
+        ends = (number(entry[end]) + ("*" if meanings[name].real == end else " ") for end in ("floor", "ceiling"))
+        lines.append(f"{name:22}  {value:>20}  " + "  ".join(f"{end:>9}" for end in ends) + f"  {meanings[name].text}")
     lines += ["", "* what real images score; the other end is a degenerate generator"]
     if "classifier" in result:
         accuracy = result["classifier"]

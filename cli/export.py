@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     help="Version number; one that is there is never overwritten.  [default: the next integer]",
 )
 @click.option("--xla", is_flag=True, help="Also write DIR/NAME-xla, for servers that compile with XLA.")
-@click.option(
-    "--checkpoint", type=CheckpointType(), default="last", show_default=True, help="Checkpoint to export."
-)
+@click.option("--checkpoint", type=CheckpointType(), default="last", show_default=True, help="Checkpoint to export.")
 def export(run: str, to: Path | None, version: int | None, xla: bool, checkpoint: str | int) -> None:
     """Export the model in RUN for TensorFlow Serving.
 
@@ -63,7 +61,5 @@ def report(result: "ExportResult") -> list[str]:
             f"  {found.name}: {found.rows} rows agree with Python, floats within {found.max_difference:.2g}"
             for found in part.signatures
         ]
-    lines.append(
-        f"{result.models}: entry for {', '.join(p.name for p in (result, result.xla) if p is not None)}"
-    )
+    lines.append(f"{result.models}: entry for {', '.join(p.name for p in (result, result.xla) if p is not None)}")
     return lines

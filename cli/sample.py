@@ -91,8 +91,10 @@ def write(out: Path, pixels: "np.ndarray", condition: int | None) -> None:
     if out.suffix == ".png":
         images.write_png(out, images.grid(pixels))
     elif out.suffix == ".npz":
-        labels = {} if condition is None else {"label": np.full(len(pixels), condition, np.int32)}
-        atomic_save(out, lambda file: np.savez_compressed(file, image=pixels, **labels))
+        content = {"image": pixels} | (
+            {} if condition is None else {"label": np.full(len(pixels), condition, np.int32)}
+        )
+        atomic_save(out, lambda file: np.savez_compressed(file, allow_pickle=False, **content))
     else:
         for index, image in enumerate(pixels):
             images.write_png(out / f"{index:06d}.png", image)

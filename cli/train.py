@@ -17,7 +17,13 @@ import click
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Decides every random number.")
 @click.option("--dry-run", is_flag=True, help="Print config, shapes, steps and an estimate of time and memory only.")
 def train(
-    preset: str, overrides: Sequence[str], data: str | None, run: str | None, resume: bool, seed: int | None, dry_run: bool
+    preset: str,
+    overrides: Sequence[str],
+    data: str | None,
+    run: str | None,
+    resume: bool,
+    seed: int | None,
+    dry_run: bool,
 ) -> None:
     """Train PRESET, with KEY=VALUE changes to its config.
 
@@ -40,7 +46,9 @@ def train(
         for override in overrides:
             config = with_override(config, override)
     elif is_run:
-        raise UserError(f"`preset` must be a preset or a .yaml file; to go on with a run add --resume. Received: {preset}")
+        raise UserError(
+            f"`preset` must be a preset or a .yaml file; to go on with a run add --resume. Received: {preset}"
+        )
     else:
         config = resolve(preset, overrides)
         run = run or str(Path("runs") / config.preset)

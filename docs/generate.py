@@ -1,7 +1,7 @@
 """Write docs/cli.md, the command reference, from the Click commands themselves.
 
-    python docs/generate.py           write it
-    python docs/generate.py --check   exit with 1 if it is not what would be written
+python docs/generate.py           write it
+python docs/generate.py --check   exit with 1 if it is not what would be written
 """
 
 import inspect

@@ -60,9 +60,7 @@ class GANConfig:
     conditional: bool = field(False, "learn the classes of labelled data, and sample by class")
     latent_dim: int = field(100, "numbers of noise an image is made from", low=1, high=100_000)
     hidden_units: tuple[int, ...] = field((128, 256), "mlp: generator layers; the discriminator mirrors them", low=1)
-    generator_normalization: str = field(
-        "batch", "mlp: normalization in the generator", choices=("none", "batch")
-    )
+    generator_normalization: str = field("batch", "mlp: normalization in the generator", choices=("none", "batch"))
     width: int = field(64, "dcgan: channels of the layer next to the image", low=1, high=4096)
     discriminator_normalization: str = field(
         "batch", "dcgan: normalization in the discriminator", choices=("none", "batch", "layer")
@@ -208,7 +206,8 @@ def keys(config_type: type = Config, prefix: str = "") -> list[str]:
     found: list[str] = []
     for item in dataclasses.fields(config_type):
         hint = typing.get_type_hints(config_type)[item.name]
-        found += keys(hint, f"{prefix}{item.name}.") if dataclasses.is_dataclass(hint) else [prefix + item.name]
+        nested = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+        found += keys(hint, f"{prefix}{item.name}.") if nested else [prefix + item.name]
     return found
 
 

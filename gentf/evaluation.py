@@ -199,9 +199,7 @@ def class_metrics(
     return metrics, classes
 
 
-def distance_metrics(
-    images: np.ndarray, real_images: np.ndarray, train_images: np.ndarray, seed: int
-) -> Metrics:
+def distance_metrics(images: np.ndarray, real_images: np.ndarray, train_images: np.ndarray, seed: int) -> Metrics:
     """Sliced Wasserstein distance to held-out images: of samples, of training images, of their mean.
 
     Training images should be as many as the samples, for the distance falls with the count.

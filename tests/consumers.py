@@ -32,11 +32,7 @@ def ask(consumer: str, requests: list[Request], scratch: Path) -> list[dict]:
     scratch.mkdir()
     if consumer == "cli":
         return [ask_cli(*request, scratch / str(number)) for number, request in enumerate(requests)]
-    packed = {
-        f"{i}|{s}|{name}": value
-        for i, (_, s, inputs) in enumerate(requests)
-        for name, value in inputs.items()
-    }
+    packed = {f"{i}|{s}|{name}": value for i, (_, s, inputs) in enumerate(requests) for name, value in inputs.items()}
     np.savez(scratch / "requests.npz", **packed)
     (scratch / "folders.json").write_text(json.dumps([str(folder) for folder, _, _ in requests]))
     names = ("folders.json", "requests.npz", "answers.npz")
@@ -92,9 +88,7 @@ def assert_serves(models: dict, scratch: Path, consumers=("session", "capi", "cl
                 for name in ("image", "image_bytes"):
                     single = [one[name][0] for one in singles]
                     same = [bytes(a) == bytes(b) for a, b in zip(single, batch[name], strict=True)]
-                    assert all(same), (
-                        f"{consumer} {folder} {name}: rows differ between one request of 8 and 8 of 1"
-                    )
+                    assert all(same), f"{consumer} {folder} {name}: rows differ between one request of 8 and 8 of 1"
 
 
 def to_uint8(images: np.ndarray) -> np.ndarray:
@@ -216,9 +210,7 @@ class CAPI:
         value = np.ascontiguousarray(value, DTYPES[dtype])
         shape = (ctypes.c_int64 * value.ndim)(*value.shape)
         tensor = self._pointer("TF_AllocateTensor", dtype, shape, value.ndim, ctypes.c_size_t(value.nbytes))
-        ctypes.memmove(
-            self._pointer("TF_TensorData", ctypes.c_void_p(tensor)), value.ctypes.data, value.nbytes
-        )
+        ctypes.memmove(self._pointer("TF_TensorData", ctypes.c_void_p(tensor)), value.ctypes.data, value.nbytes)
         return tensor
 
     def _array(self, tensor: int) -> np.ndarray:

@@ -264,9 +264,7 @@ assert not [finder for finder in sys.meta_path if finder.__class__.__module__ ==
 @pytest.mark.skipif(any(map(os.path.exists, cli.NVIDIA)), reason="a GPU's driver has its own messages")
 def test_tensorflow_writes_nothing_of_its_own_to_stderr():
     environment = {key: value for key, value in os.environ.items() if key != "TF_CPP_MIN_LOG_LEVEL"}
-    result = subprocess.run(
-        [sys.executable, "-c", USE_TENSORFLOW], capture_output=True, text=True, env=environment
-    )
+    result = subprocess.run([sys.executable, "-c", USE_TENSORFLOW], capture_output=True, text=True, env=environment)
     assert (result.returncode, result.stdout) == (0, "")
     assert [line for line in result.stderr.splitlines() if "seen" not in line] == []
     assert "UserWarning: seen" in result.stderr  # stderr is back after the import

@@ -2,14 +2,16 @@
 
 import json
 import os
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
 
-from gentf.data import load
 from gentf.data import folder as folder_module
+from gentf.data import load
 from gentf.data.listing import list_images, printable
 from gentf.errors import UserError
 
@@ -210,9 +212,7 @@ def test_many_corrupt_files_are_counted(flat):
 def test_all_corrupt(flat):
     for path in flat.iterdir():
         path.write_bytes(b"x")
-    assert message(flat, max_corrupt_share=1.0) == (
-        f"none of the 40 image files in {flat} can be read, first: 00.png"
-    )
+    assert message(flat, max_corrupt_share=1.0) == (f"none of the 40 image files in {flat} can be read, first: 00.png")
 
 
 def test_a_split_with_only_corrupt_files(tmp_path):
@@ -271,7 +271,7 @@ def inspections(tmp_path, monkeypatch):
     monkeypatch.setenv("GENTF_CACHE", str(tmp_path / "cache"))
     calls = []
     inspect = folder_module._inspect
-    monkeypatch.setattr(folder_module, "_inspect", lambda *a: calls.append(1) or inspect(*a))
+    monkeypatch.setattr(folder_module, "_inspect", lambda *a, **k: calls.append(1) or inspect(*a, **k))
     return calls
 
 
@@ -335,6 +335,27 @@ def test_progress_is_told(flat):
     load(flat, progress=lambda *what: told.append(what))
     assert told[-1] == ("reading images", 40, 40)
     assert [done for _, done, _ in told] == sorted(done for _, done, _ in told)
+
+
+ARCHIVE = Path(os.environ.get("GENTF_TEST_DATA", "nowhere")) / "cifar10-jpeg/cifar10_jpeg.zip"
+
+
+@pytest.mark.data
+@pytest.mark.skipif(not ARCHIVE.is_file(), reason="needs cifar10-jpeg in GENTF_TEST_DATA")
+def test_real_jpegs(tmp_path):
+    with zipfile.ZipFile(ARCHIVE) as archive:
+        names = [name for name in archive.namelist() if name[-8:-4].isdigit() and int(name[-8:-4]) < 60]
+        archive.extractall(tmp_path, names)
+    source = load(tmp_path)
+    assert source.spec.shape == (32, 32, 3) and source.spec.num_classes == 10 and source.corrupt == ()
+    assert [len(split) for split in source.splits.values()] == [540, 60, 600]
+    same_sources(source, load(tmp_path, cache_mb=1))
+    images, labels = source.test.arrays()
+    for cls, name in enumerate(source.spec.class_names):
+        with Image.open(tmp_path / "test" / name / "0007.jpg") as file:
+            wanted = np.asarray(file, np.int16)
+        difference = np.abs(images[labels == cls] - wanted).mean((1, 2, 3))
+        assert np.sort(difference)[0] < 2 and np.sort(difference)[1] > 4  # two JPEG decoders, one picture
 
 
 # The command

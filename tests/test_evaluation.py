@@ -171,9 +171,7 @@ def test_float_data(measure, digits):
 def test_the_result_is_the_file_and_the_same_each_time(measure, digits, tmp_path):
     model = drawn_from(digits.validation.arrays()[0])
     result = measure(model, samples=200, seed=3, split="validation")
-    assert json.loads((tmp_path / "evaluation.json").read_text()) == json.loads(
-        json.dumps(result, allow_nan=False)
-    )
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == json.loads(json.dumps(result, allow_nan=False))
     assert measure(model, samples=200, seed=3, split="validation") == result
     assert list(result)[:6] == ["run", "model", "data", "split", "samples", "seed"]
     assert (result["run"], result["split"], result["seed"]) == ("fake", "validation", 3)
@@ -274,9 +272,7 @@ def test_command_prints_json_alone(untrained, capsys):
         (["{run}", "-n", "0"], 2, "0"),
     ],
 )
-def test_command_says_what_is_wrong_in_one_line(
-    untrained, tmp_path, monkeypatch, capsys, arguments, status, message
-):
+def test_command_says_what_is_wrong_in_one_line(untrained, tmp_path, monkeypatch, capsys, arguments, status, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "export" / "1").mkdir(parents=True)
     (tmp_path / "export" / "1" / "saved_model.pb").write_bytes(b"")

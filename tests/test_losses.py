@@ -115,9 +115,7 @@ def test_gradient_penalty_is_taken_between_the_images_and_differentiable():
     real, fake = tf.ones((2, 1, 1, 1)) * 1.0, tf.ones((2, 1, 1, 1)) * 3.0
     mix = tf.constant([0.25, 1.0])  # points 1.5 and 3.0
     with tf.GradientTape() as tape:
-        penalty = losses.gradient_penalty(
-            lambda x: weight * tf.reduce_sum(x * x, axis=(1, 2, 3)) / 2, real, fake, mix
-        )
+        penalty = losses.gradient_penalty(lambda x: weight * tf.reduce_sum(x * x, axis=(1, 2, 3)) / 2, real, fake, mix)
     points = np.array([1.5, 3.0])
     np.testing.assert_allclose(penalty, np.mean((0.7 * points - 1) ** 2), rtol=1e-5)
     expected = np.mean(2 * (0.7 * points - 1) * points)

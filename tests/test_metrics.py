@@ -82,9 +82,7 @@ def test_reverse_kl_is_zero_for_equal_shares_and_finite_for_a_class_without_real
 
 def test_reverse_kl_goes_from_the_generated_to_the_real_classes():
     missing = modes.reverse_kl([100, 0], [900, 100]).value  # a rare class is dropped: cheap
-    invented = modes.reverse_kl(
-        [50, 50], [1000, 0]
-    ).value  # half of the images are of a class that is not there
+    invented = modes.reverse_kl([50, 50], [1000, 0]).value  # half of the images are of a class that is not there
     assert missing == pytest.approx(-math.log(900.5 / 1001))
     assert invented > 2
 
@@ -92,9 +90,7 @@ def test_reverse_kl_goes_from_the_generated_to_the_real_classes():
 def test_collapse_to_one_class_is_the_worst_reverse_kl():
     assert modes.reverse_kl([0, 1000] + [0] * 8, [600] * 10).value == pytest.approx(math.log(10))
     assert modes.worst_reverse_kl([600] * 10) == pytest.approx(math.log(10))
-    assert modes.reverse_kl([0, 0, 9], [50, 30, 20]).value == pytest.approx(
-        modes.worst_reverse_kl([50, 30, 20])
-    )
+    assert modes.reverse_kl([0, 0, 9], [50, 30, 20]).value == pytest.approx(modes.worst_reverse_kl([50, 30, 20]))
 
 
 def test_reverse_kl_does_not_know_the_order_of_classes():
@@ -126,9 +122,7 @@ def test_classes_covered():
     assert modes.classes_covered([5000, 4999, 1, 0], real).value == 2
     assert modes.classes_covered([5000, 4999, 1, 0], real, minimum=0).value == 3
     assert modes.classes_covered([1000, 0, 0, 0], real).stderr == 0
-    assert (
-        modes.classes_covered([1000, 1, 0, 0], real, minimum=0).stderr > 0.3
-    )  # gone in a third of the draws
+    assert modes.classes_covered([1000, 1, 0, 0], real, minimum=0).stderr > 0.3  # gone in a third of the draws
 
 
 def test_confidence_and_agreement_by_hand():
@@ -194,9 +188,7 @@ def test_nearest_agrees_with_brute_force(shape, train_block):
 def test_nearest_by_hand():
     train = np.array([[[0, 0]], [[255, 255]]], np.uint8)
     queries = np.array([[[255, 0]], [[51, 0]]], np.uint8)
-    np.testing.assert_allclose(
-        nearest_distances(queries, train), [math.sqrt(0.5), 0.2 / math.sqrt(2)], rtol=1e-6
-    )
+    np.testing.assert_allclose(nearest_distances(queries, train), [math.sqrt(0.5), 0.2 / math.sqrt(2)], rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.float32])
@@ -271,9 +263,7 @@ def test_sliced_wasserstein_of_single_pixels_is_w1():
     y = np.array([[0.5], [-1.0], [0.5]], np.float32)
     assert sliced_wasserstein(x, y) == pytest.approx((0 + 0.5 + 0.5) / 3)
     # unequal counts: the half at 0.5 is met by 1/6 at 0 and 1/3 at 1, that at -1 by 1/3 at -1 and 1/6 at 0
-    assert sliced_wasserstein(x, np.array([[0.5], [-1.0]], np.float32)) == pytest.approx(
-        0.5 / 6 + 0.5 / 3 + 1 / 6
-    )
+    assert sliced_wasserstein(x, np.array([[0.5], [-1.0]], np.float32)) == pytest.approx(0.5 / 6 + 0.5 / 3 + 1 / 6)
 
 
 @pytest.mark.parametrize("counts", [(30, 30), (30, 20), (7, 31), (1, 5)])

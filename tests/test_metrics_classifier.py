@@ -109,9 +109,7 @@ def test_the_policy_of_the_process_is_not_the_classifier_s():
 def test_shifts_repeat_the_edge():
     classifier = Classifier((4, 4, 1), 2, Recipe(shift=0.25))
     image = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
-    moved = {
-        classifier._shifted(image, np.array([0, step], np.int32)).numpy().tobytes() for step in range(200)
-    }
+    moved = {classifier._shifted(image, np.array([0, step], np.int32)).numpy().tobytes() for step in range(200)}
     rows = [np.clip(np.arange(4) + move, 0, 3) for move in (-1, 0, 1)]
     expected = {image[:, row][:, :, column].tobytes() for row in rows for column in rows}
     assert moved == expected

@@ -179,10 +179,11 @@ def test_good_file_loads_and_samples_from_the_command_line(model, saved, tmp_pat
 
 def hostile_configs(config: dict) -> dict[str, dict]:
     code = {"class_name": "__lambda__", "config": {"value": "4wEAAA==", "defaults": None, "closure": None}}
+    function = {"class_name": "function", "config": "system", "module": "os"}
     layer = {"module": "keras.layers", "class_name": "Lambda", "config": {"function": code}, "registered_name": None}
     return {
         "lambda": config | {"config": config["config"] | {"network": layer}},
-        "function": config | {"config": config["config"] | {"network": {"class_name": "function", "config": "system", "module": "os"}}},
+        "function": config | {"config": config["config"] | {"network": function}},
         "module": config | {"module": "subprocess", "class_name": "Popen", "registered_name": "Popen"},
         "masked": config | {"module": "os", "registered_name": "gentf>GAN"},
         "plain": {"module": "keras", "class_name": "Sequential", "config": {"layers": []}, "registered_name": None},

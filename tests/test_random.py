@@ -130,5 +130,7 @@ def test_compiled_draws_equal_plain_ones():
 
 
 def test_plain_graph_holds_no_xla_operation():
-    graph = tf.function(lambda s: random.normal(s, (4,))).get_concrete_function(tf.TensorSpec((None, 2), tf.int32)).graph
+    graph = (
+        tf.function(lambda s: random.normal(s, (4,))).get_concrete_function(tf.TensorSpec((None, 2), tf.int32)).graph
+    )
     assert not [op.type for op in graph.get_operations() if "xla" in op.type.lower() or "Stateless" in op.type]

@@ -5,6 +5,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -17,8 +18,15 @@ _MAX_CLASSES = 100_000
 _CHUNK_BYTES = 2**25
 
 
-def from_arrays(images: np.ndarray, labels: np.ndarray | None = None, *, class_names: Sequence[str] = (),
-                name: str = "arrays", licence: str = "not stated", settings: Settings | None = None) -> DataSource:
+def from_arrays(
+    images: np.ndarray,
+    labels: np.ndarray | None = None,
+    *,
+    class_names: Sequence[str] = (),
+    name: str = "arrays",
+    licence: str = "not stated",
+    settings: Settings | None = None,
+) -> DataSource:
     """A source over arrays: checked, split by the shares, classes in equal proportions in each split.
 
     Args:
@@ -40,8 +48,14 @@ def from_arrays(images: np.ndarray, labels: np.ndarray | None = None, *, class_n
     return _source(checked, labels, class_names, name, licence, settings or Settings())
 
 
-def _source(images: np.ndarray, labels: np.ndarray | None, class_names: Sequence[str], name: str, licence: str,
-            settings: Settings) -> DataSource:
+def _source(
+    images: np.ndarray,
+    labels: np.ndarray | None,
+    class_names: Sequence[str],
+    name: str,
+    licence: str,
+    settings: Settings,
+) -> DataSource:
     """A source over checked images, aligned or mapped, that are not copied again."""
     if labels is not None:
         labels = _check_labels(np.asarray(labels), len(images), name)
@@ -59,7 +73,7 @@ def _source(images: np.ndarray, labels: np.ndarray | None, class_names: Sequence
     value_range = (0, 255) if images.dtype == np.uint8 else (-1.0, 1.0)
     spec = DataSpec(name, shape, images.dtype.name, value_range, tuple(class_names), licence)
     orders = cut(fixed_order(len(images), labels), settings.validation_share, settings.test_share, name)
-    parts = {split: (store, order) for split, order in zip(SPLITS, orders)}
+    parts = {split: (store, order) for split, order in zip(SPLITS, orders, strict=True)}
     return build(spec, parts, settings, _content_hash(images, labels))
 
 
@@ -105,9 +119,11 @@ def _image_member(archive: zipfile.ZipFile, path: Path, cache_mb: float) -> np.n
             raise UserError(f"cannot read {path}: `image` holds {info.file_size - header} bytes, {size} expected")
         if size <= cache_mb * 10**6:
             array = aligned_empty(shape, dtype.name)
-            view, done = memoryview(array.reshape(-1).view(np.uint8)), 0
+            rows, done = array.reshape(-1).view(np.uint8), 0
             while done < size:  # the archive checks the CRC when it reaches the end
-                done += file.readinto(view[done : done + _CHUNK_BYTES]) or _cut_short(path)
+                part = file.read(min(size - done, _CHUNK_BYTES)) or _cut_short(path)
+                rows[done : done + len(part)] = np.frombuffer(part, np.uint8)
+                done += len(part)
             if fortran:
                 columns, array = array.reshape(-1), aligned_empty(shape, dtype.name)
                 array[...] = columns.reshape(shape, order="F")
@@ -127,7 +143,7 @@ def _image_member(archive: zipfile.ZipFile, path: Path, cache_mb: float) -> np.n
     return np.memmap(path, dtype, "r", start + header, shape)
 
 
-def _cut_short(path: Path) -> int:
+def _cut_short(path: Path) -> NoReturn:
     raise UserError(f"cannot read {path}: the file is cut short")
 
 
@@ -179,7 +195,7 @@ def _chunks(images: np.ndarray):
 def _content_hash(images: np.ndarray, labels: np.ndarray | None) -> str:
     digest = hashlib.sha256(repr((images.shape, images.dtype.name)).encode())
     for rows in _chunks(images):
-        digest.update(np.ascontiguousarray(rows))
+        digest.update(np.ascontiguousarray(rows).data)
     if labels is not None:
         digest.update(labels.astype("<i4").tobytes())
     return digest.hexdigest()

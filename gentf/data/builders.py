@@ -17,7 +17,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from gentf.data.examples import RecordExamples, scan_records
-from gentf.data.order import cut, fixed_order
+from gentf.data.order import complete, fixed_order
 from gentf.data.source import DataSource, DataSpec, Settings, build
 from gentf.errors import UserError
 
@@ -92,17 +92,11 @@ def load_builder(name: str, settings: Settings) -> DataSource:
         records = scan_records(files, own.shard_lengths)
         stores[split] = RecordExamples(records, deserialize, settings.prepare, shape, bool(class_names))
         orders[split] = fixed_order(stores[split].size)
-    missing = [split for split in ("validation", "test") if split not in stores]
-    shares = [getattr(settings, f"{split}_share") if split in missing else 0 for split in ("validation", "test")]
-    train, *rest = cut(orders["train"], *shares, name)
-    orders["train"] = train
-    for split, order in zip(("validation", "test"), rest):
-        if split in missing:
-            orders[split], stores[split] = order, stores["train"]
+    orders = complete(orders, settings.validation_share, settings.test_share, name)
     licence = getattr(info.redistribution_info, "license", "") or "not stated"
     spec = DataSpec(name, shape, class_names=class_names, licence=licence)
     sizes = {split.name: [split.num_examples, split.num_bytes] for split in info.splits.values()}
-    parts = {split: (stores[split], orders[split]) for split in orders}
+    parts = {split: (stores.get(split, stores["train"]), order) for split, order in orders.items()}
     identity = [info.full_name, sizes]
     try:
         return build(spec, parts, settings, identity)
@@ -135,9 +129,9 @@ def _prepare(builder: tfds.core.DatasetBuilder, name: str) -> None:
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     advice = "Prepare it once with a network, or set TFDS_DATA_DIR to a folder that holds it"
-    downloads = data_dir() / "downloads"
-    url = next(iter(builder.url_infos or ()), "")
-    if url.startswith("http") and not (downloads.is_dir() and any(downloads.iterdir())) and not _reachable(url):
+    kept = _downloaded()
+    url = next((url for url in builder.url_infos or () if url.startswith("http") and url not in kept), None)
+    if url is not None and not _reachable(url):
         raise UserError(f"`{name}` is not prepared in {data_dir()}, and the network cannot be reached. {advice}")
     try:
         builder.download_and_prepare()
@@ -145,6 +139,15 @@ def _prepare(builder: tfds.core.DatasetBuilder, name: str) -> None:
         raise UserError(
             f"`{name}` is not prepared in {data_dir()}, and to do so failed: {_first_line(error)}. {advice}"
         ) from error
+
+
+def _downloaded() -> set[str]:
+    """Addresses of the files that an earlier, unfinished preparation left."""
+    urls: set[str] = set()
+    for info in (data_dir() / "downloads").glob("*.INFO"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            urls.update(json.loads(info.read_text())["urls"])
+    return urls
 
 
 def _reachable(url: str) -> bool:
@@ -179,7 +182,7 @@ def _features(name: str, features) -> tuple[tfds.features.Image, tuple[str, ...]
     named = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
     image = named.get("image")
     if not isinstance(image, tfds.features.Image):
-        listed = ", ".join(named) or type(features).__name__
+        listed = ", ".join(sorted(named)) or type(features).__name__
         raise UserError(f"`{name}` has no feature `image` that is an image. It has: {listed}")
     if image.np_dtype not in (np.uint8, np.uint16) or image.shape[-1] not in (1, 3, 4):
         raise UserError(

@@ -20,6 +20,10 @@ def load_embedded(name: str, settings: Settings) -> DataSource:
     bunch = load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)
     return from_arrays(
-        images, bunch.target, class_names=[str(n) for n in range(10)], name="digits", licence="CC BY 4.0 (UCI)",
+        images,
+        bunch.target,
+        class_names=[str(n) for n in range(10)],
+        name="digits",
+        licence="CC BY 4.0 (UCI)",
         settings=settings,
     )

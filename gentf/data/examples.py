@@ -52,17 +52,20 @@ class Examples:
     def batches(self, indices: tf.data.Dataset, batch_size: int, drop_remainder: bool) -> tf.data.Dataset:
         """Batches for a dataset of index vectors of `batch_size` (the last may be shorter)."""
         raw = indices.map(plainly(self.gather))
-        if self._finish is None:
+        finish = self._finish
+        if finish is None:
             return raw
-        finished = raw.prefetch(2).unbatch().map(plainly(self._finish_shaped), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        return finished.batch(batch_size, drop_remainder=drop_remainder)
 
-    def _finish_shaped(self, element: Element) -> Element:
-        done = self._finish(element)
-        result = {"image": tf.ensure_shape(done["image"], self.shape)}
-        if self.labelled:
-            result["label"] = tf.ensure_shape(tf.cast(done["label"], tf.int32), ())
-        return result
+        def one(element: Element) -> Element:
+            done = finish(element)
+            result = {"image": tf.ensure_shape(done["image"], self.shape)}
+            if self.labelled:
+                result["label"] = tf.ensure_shape(tf.cast(done["label"], tf.int32), ())
+            return result
+
+        single = raw.prefetch(2).unbatch()
+        finished = single.map(plainly(one), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return finished.batch(batch_size, drop_remainder=drop_remainder)
 
 
 class ArrayExamples(Examples):
@@ -75,16 +78,21 @@ class ArrayExamples(Examples):
         shape: (H, W, C) after `prepare`.
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray | None, prepare: Callable | None = None,
-                 shape: Sequence[int] | None = None):
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray | None,
+        prepare: Callable | None = None,
+        shape: Sequence[int] | None = None,
+    ):
         finish = None if prepare is None else (lambda element: {**element, "image": prepare(element["image"])})
         super().__init__(len(images), shape or images.shape[1:], images.dtype.name, labels is not None, finish)
         self.images = images
         self.labels = labels
         if images.ctypes.data % _ALIGNMENT:  # TensorFlow would stop the process, not raise
-            raise ValueError(f"`images` must be aligned to {_ALIGNMENT} bytes. Received: one at {images.ctypes.data:#x}")
+            raise ValueError(f"`images` must be aligned to {_ALIGNMENT} bytes. Received: {images.ctypes.data:#x}")
         self._images = tf.experimental.dlpack.from_dlpack(images.__dlpack__())  # any other way copies, some twice
-        self._labels = None if labels is None else _on_host(labels)
+        self._labels = None if labels is None else on_host(labels)
 
     @property
     def plain(self) -> bool:
@@ -104,12 +112,11 @@ class MappedExamples(Examples):
     Args: as ArrayExamples; `images` is a numpy.memmap.
     """
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray | None, prepare: Callable | None,
-                 shape: Sequence[int]):
+    def __init__(self, images: np.ndarray, labels: np.ndarray | None, prepare: Callable | None, shape: Sequence[int]):
         finish = None if prepare is None else (lambda element: {**element, "image": prepare(element["image"])})
         super().__init__(len(images), shape, images.dtype.name, labels is not None, finish)
         self._rows = images
-        self._labels = None if labels is None else _on_host(labels)
+        self._labels = None if labels is None else on_host(labels)
 
     def gather(self, indices: tf.Tensor) -> Element:
         images = tf.numpy_function(lambda rows: np.asarray(self._rows[rows]), [indices], self.dtype)
@@ -135,7 +142,7 @@ class FileExamples(Examples):
 
         super().__init__(len(paths), shape, "uint8", labels is not None, finish)
         self._paths = path_tensor(paths)
-        self._labels = None if labels is None else _on_host(labels)
+        self._labels = None if labels is None else on_host(labels)
 
     def gather(self, indices: tf.Tensor) -> Element:
         result = {"path": tf.gather(self._paths, indices)}
@@ -144,7 +151,8 @@ class FileExamples(Examples):
         return result
 
 
-def _on_host(values: np.ndarray) -> tf.Tensor:
+def on_host(values: np.ndarray) -> tf.Tensor:
+    """A tensor in the host's memory, whatever devices there are."""
     with tf.device("CPU:0"):  # where tf.data uses it
         return tf.constant(values)
 
@@ -192,8 +200,9 @@ class RecordExamples(Examples):
         labelled: whether `deserialize` gives a label.
     """
 
-    def __init__(self, records: Records, deserialize: Callable, prepare: Callable, shape: Sequence[int],
-                 labelled: bool):
+    def __init__(
+        self, records: Records, deserialize: Callable, prepare: Callable, shape: Sequence[int], labelled: bool
+    ):
         def finish(element: Element) -> Element:
             example = deserialize(element["record"])
             return {**example, "image": prepare(example["image"])}
@@ -213,7 +222,7 @@ class RecordExamples(Examples):
     def _read(self, indices: np.ndarray) -> np.ndarray:
         records = self._records
         shards, offsets, lengths = (a[indices].tolist() for a in (records.shard, records.offset, records.length))
-        rows = [self._read_at(records.paths[s], o, n) for s, o, n in zip(shards, offsets, lengths)]
+        rows = [self._read_at(records.paths[s], o, n) for s, o, n in zip(shards, offsets, lengths, strict=True)]
         return np.array(rows, dtype=object)
 
     def _read_at(self, path: str, offset: int, length: int) -> bytes:
@@ -246,7 +255,7 @@ def scan_records(paths: Sequence[str], counts: Sequence[int]) -> Records:
         UserError: a file is missing, cut short, or has another number of records.
     """
     shards, offsets, lengths = [], [], []
-    for number, (path, count) in enumerate(zip(paths, counts)):
+    for number, (path, count) in enumerate(zip(paths, counts, strict=True)):
         try:
             with open(path, "rb") as file:
                 file.seek(0, os.SEEK_END)

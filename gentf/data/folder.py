@@ -23,8 +23,8 @@ from gentf.data.examples import (
 )
 from gentf.data.image import decode
 from gentf.data.listing import Listing, list_images, printable
-from gentf.data.order import cut, fixed_order
-from gentf.data.source import SPLITS, DataSource, DataSpec, Settings, build
+from gentf.data.order import complete, fixed_order
+from gentf.data.source import DataSource, DataSpec, Settings, build
 from gentf.errors import UserError
 from gentf.files import atomic_write
 
@@ -67,28 +67,28 @@ def load_folder(path: Path, settings: Settings) -> DataSource:
     prepare = settings.prepare
     first = _first_shape(listing)
     shape = prepare.shape(first)
-    keep = len(listing.names) * int(np.prod(shape)) <= settings.cache_mb * 10**6
-    key = None if keep else _listing_key(listing)
-    inspection = None if keep else _recall(key, len(listing.names))
-    if inspection is None:
-        inspection = _inspect(listing, shape, settings, keep)
-        if not keep:
+    if len(listing.names) * int(np.prod(shape)) <= settings.cache_mb * 10**6:
+        inspection = _inspect(listing, shape, settings, keep=True)
+    else:
+        key = _listing_key(listing)
+        remembered = _recall(key, len(listing.names))
+        inspection = remembered or _inspect(listing, shape, settings, keep=False)
+        if remembered is None:
             _remember(key, inspection)
     readable = inspection.readable
-    corrupt = [printable(name) for name, good in zip(listing.names, readable) if not good]
+    corrupt = [printable(name) for name, good in zip(listing.names, readable, strict=True) if not good]
     _check_corrupt(path, corrupt, len(listing.names), settings.max_corrupt_share)
     _check_shapes(listing, inspection.shapes, settings)
 
     examples: Examples
-    if keep:
+    if inspection.images is not None:
         examples = ArrayExamples(inspection.images, listing.labels)
     else:
         examples = FileExamples(listing.paths, listing.labels, prepare, shape)
     spec = DataSpec(str(path), shape, class_names=listing.class_names)
     parts = {split: (examples, order) for split, order in _orders(listing, readable, settings).items()}
     names = hashlib.sha256("\0".join(listing.names).encode("utf-8", "surrogateescape")).hexdigest()
-    source = build(spec, parts, settings, [names, inspection.content], tuple(corrupt))
-    return source
+    return build(spec, parts, settings, [names, inspection.content], tuple(corrupt))
 
 
 def _orders(listing: Listing, readable: np.ndarray, settings: Settings) -> dict[str, np.ndarray]:
@@ -99,18 +99,15 @@ def _orders(listing: Listing, readable: np.ndarray, settings: Settings) -> dict[
         if not len(rows):
             raise UserError(f"{listing.root} has no readable image in its split {split}")
         orders[split] = rows[fixed_order(len(rows), None if listing.labels is None else listing.labels[rows])]
-    missing = [split for split in ("validation", "test") if split not in orders]
-    shares = [getattr(settings, f"{split}_share") if split in missing else 0 for split in ("validation", "test")]
-    pieces = dict(zip(SPLITS, cut(orders["train"], *shares, str(listing.root))))
-    return {split: pieces[split] if split in ("train", *missing) else orders[split] for split in SPLITS}
+    return complete(orders, settings.validation_share, settings.test_share, str(listing.root))
 
 
-def _first_shape(listing: Listing) -> np.ndarray:
-    """(3,) stored shape of the first file that can be read."""
+def _first_shape(listing: Listing) -> list[int]:
+    """[H, W, C], as stored, of the first file that can be read."""
     for path in listing.paths:
         # UnicodeDecodeError: TensorFlow quotes bytes of the file in its message.
         with contextlib.suppress(tf.errors.OpError, UnicodeDecodeError):
-            return tf.shape(decode(tf.io.read_file(os.fsencode(path)))).numpy()
+            return tf.shape(decode(tf.io.read_file(os.fsencode(path)))).numpy().tolist()
     raise UserError(
         f"none of the {len(listing.names)} image files in {listing.root} can be read, first: "
         f"{printable(listing.names[0])}"
@@ -182,7 +179,7 @@ def _check_shapes(listing: Listing, shapes: np.ndarray, settings: Settings) -> N
 
 def _listing_key(listing: Listing) -> str:
     digest = hashlib.sha256(f"{_FORMAT} {os.path.abspath(listing.root)}".encode("utf-8", "surrogateescape"))
-    for name, path in zip(listing.names, listing.paths):
+    for name, path in zip(listing.names, listing.paths, strict=True):
         with contextlib.suppress(OSError):  # a file that cannot be looked at is found unreadable later
             state = os.stat(path)
             line = f"\0{name}\0{state.st_size}\0{state.st_mtime_ns}"
@@ -207,7 +204,7 @@ def _remember(key: str, inspection: Inspection) -> None:
 def _runs(shapes: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
     """Neighbouring equal rows as (row, count)."""
     starts = np.flatnonzero(np.r_[True, (shapes[1:] != shapes[:-1]).any(1)])
-    yield from zip(shapes[starts], np.diff(np.r_[starts, len(shapes)]))
+    yield from zip(shapes[starts], np.diff(np.r_[starts, len(shapes)]), strict=True)
 
 
 def _recall(key: str, total: int) -> Inspection | None:
@@ -217,7 +214,10 @@ def _recall(key: str, total: int) -> Inspection | None:
         runs = np.array(stored["shapes"], dtype=np.int64).reshape(-1, 4)
         content = stored["content"]
         valid = (
-            stored["key"] == key and isinstance(content, str) and (runs >= 0).all() and runs[:, 3].sum() == total
+            stored["key"] == key
+            and isinstance(content, str)
+            and (runs >= 0).all()
+            and runs[:, 3].sum() == total
             and ((runs[:, :3] > 0).all(1) | (runs[:, :3] == 0).all(1)).all()
         )
         return Inspection(np.repeat(runs[:, :3], runs[:, 3], axis=0).astype(np.int32), content) if valid else None

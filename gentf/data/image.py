@@ -25,9 +25,7 @@ def decode(data: tf.Tensor) -> tf.Tensor:
     """
     image = tf.io.decode_image(data, channels=0, dtype=tf.uint8, expand_animations=False)
     image.set_shape((None, None, None))
-    palette_bmp = tf.logical_and(
-        tf.strings.substr(data, 0, 2) == b"BM", tf.strings.substr(data, 28, 2) == b"\x08\x00"
-    )
+    palette_bmp = tf.logical_and(tf.strings.substr(data, 0, 2) == b"BM", tf.strings.substr(data, 28, 2) == b"\x08\x00")
     grey_alpha = tf.shape(image)[-1] == 2
 
     def rare() -> tf.Tensor:  # behind one condition: each costs as much as decoding a small image
@@ -70,15 +68,16 @@ class Preparation:
             to the value range and, for integers, rounded.
     """
 
-    size: tuple[int, int] | None = None
+    size: Sequence[int] | None = None
     channels: int | None = None
     fit: str = "crop"
 
     def __post_init__(self):
         if self.size is not None:
             valid = (
-                isinstance(self.size, Sequence) and not isinstance(self.size, str) and len(self.size) == 2
-                and all(isinstance(n, (int, np.integer)) and not isinstance(n, bool) and n > 0 for n in self.size)
+                isinstance(self.size, tuple | list)
+                and len(self.size) == 2
+                and all(isinstance(n, int | np.integer) and not isinstance(n, bool) and n > 0 for n in self.size)
             )
             if not valid:
                 raise UserError(f"`size` must be two positive integers [H, W]. Received: size={self.size!r}")
@@ -101,24 +100,24 @@ class Preparation:
         """(H, W, C) uint8 in 0..255 or float32 in [-1, 1] -> the same dtype and range, prepared."""
         if self.channels is not None:
             image = convert_channels(image, self.channels)
-        if self.size is None:
+        size = self.size
+        if size is None:
             return image
         if image.shape[:2].is_fully_defined():
-            resized = image if image.shape[:2] == self.size else self._resize(image)
+            resized = image if image.shape[:2] == size else self._resize(image, *size)
         else:
-            same = tf.reduce_all(tf.shape(image)[:2] == self.size)
-            resized = tf.cond(same, lambda: image, lambda: self._resize(image))
-        return tf.ensure_shape(resized, (*self.size, image.shape[-1]))
+            same = tf.reduce_all(tf.shape(image)[:2] == size)
+            resized = tf.cond(same, lambda: image, lambda: self._resize(image, *size))
+        return tf.ensure_shape(resized, (*size, image.shape[-1]))
 
-    def _resize(self, image: tf.Tensor) -> tf.Tensor:
-        height, width = self.size
+    def _resize(self, image: tf.Tensor, height: int, width: int) -> tf.Tensor:
         if self.fit == "crop":
             h, w = tf.unstack(tf.cast(tf.shape(image)[:2], tf.int64))
             tall = tf.clip_by_value((2 * w * height + width) // (2 * width), 1, h)  # rounded
             wide = tf.clip_by_value((2 * h * width + height) // (2 * height), 1, w)
             top, left = (h - tall) // 2, (w - wide) // 2
             image = image[top : top + tall, left : left + wide]
-        pixels = tf.image.resize(image, self.size, method="bicubic", antialias=True)
+        pixels = tf.image.resize(image, (height, width), method="bicubic", antialias=True)
         if image.dtype == tf.uint8:
             return tf.cast(tf.round(tf.clip_by_value(pixels, 0.0, 255.0)), tf.uint8)
         return tf.clip_by_value(pixels, -1.0, 1.0)

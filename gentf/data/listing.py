@@ -10,8 +10,13 @@ import numpy as np
 from gentf.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
-_SPLIT_FOLDERS = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation",
-                  "test": "test"}
+_SPLIT_FOLDERS = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "test": "test",
+}
 
 
 @dataclass(frozen=True)
@@ -56,23 +61,24 @@ def list_images(root: Path) -> Listing:
         raise UserError(f"{root} holds no images: no file in it ends in {', '.join(SUFFIXES)}")
     tops = {name.partition("/")[0] if "/" in name else "" for name in names}
     by_split = "train" in tops and tops <= set(_SPLIT_FOLDERS)
-    splits, classes = [], []
+    splits: list[str] = []
+    classes: list[str] = []  # "" for a file in no class folder
     for name in names:
         parts = name.split("/")
         splits.append(_SPLIT_FOLDERS[parts.pop(0)] if by_split else "train")
-        classes.append(parts[0] if len(parts) > 1 else None)
-    if None in classes and set(classes) != {None}:
-        loose, sorted_in = names[classes.index(None)], next(n for n, c in zip(names, classes) if c is not None)
+        classes.append(parts[0] if len(parts) > 1 else "")
+    if "" in classes and any(classes):
+        loose, sorted_in = names[classes.index("")], next(n for n, c in zip(names, classes, strict=True) if c)
         raise UserError(
             f"{root} holds images both in class folders and outside of them: {printable(sorted_in)} and "
             f"{printable(loose)}. Put every image in a class folder, or none"
         )
     class_names: tuple[str, ...] = ()
     labels = None
-    if None not in classes:
-        class_names = tuple(sorted({c for c, s in zip(classes, splits) if s == "train"}))
+    if "" not in classes:
+        class_names = tuple(sorted({c for c, s in zip(classes, splits, strict=True) if s == "train"}))
         index = {name: number for number, name in enumerate(class_names)}
-        for name, cls in zip(names, classes):
+        for name, cls in zip(names, classes, strict=True):
             if cls not in index:
                 raise UserError(f"{printable(name)} is of a class that {root}/train has no folder for")
         labels = np.array([index[cls] for cls in classes], np.int32)

@@ -15,9 +15,18 @@ from gentf.data.source import DataSource, Progress, Settings
 from gentf.errors import UserError
 
 
-def load(name_or_path: str | os.PathLike, *, size: Sequence[int] | None = None, channels: int | None = None,
-         fit: str = "crop", cache_mb: float = 1024, validation_share: float = 0.1, test_share: float = 0.1,
-         max_corrupt_share: float = 0.01, progress: Progress | None = None) -> DataSource:
+def load(
+    name_or_path: str | os.PathLike,
+    *,
+    size: Sequence[int] | None = None,
+    channels: int | None = None,
+    fit: str = "crop",
+    cache_mb: float = 1024,
+    validation_share: float = 0.1,
+    test_share: float = 0.1,
+    max_corrupt_share: float = 0.01,
+    progress: Progress | None = None,
+) -> DataSource:
     """Load images as three splits, cached in memory where they fit and streamed where they do not.
 
     Args:

@@ -63,6 +63,22 @@ def fixed_order(size: int, labels: np.ndarray | None = None) -> np.ndarray:
     return order[np.argsort(places, kind="stable")]
 
 
+def complete(
+    orders: dict[str, np.ndarray], validation_share: float, test_share: float, name: str
+) -> dict[str, np.ndarray]:
+    """All three splits, from those a set has of its own: the others are cut from its train.
+
+    Args:
+        orders: split name -> rows; "train" at least.
+        validation_share: see `cut`; it has no effect where the set has its own split.
+        test_share: the same.
+        name: of the set, for messages.
+    """
+    shares = [0 if "validation" in orders else validation_share, 0 if "test" in orders else test_share]
+    train, validation, test = cut(orders["train"], shares[0], shares[1], name)
+    return {"validation": validation, "test": test, **orders, "train": train}
+
+
 def cut(order: np.ndarray, validation_share: float, test_share: float, name: str) -> tuple[np.ndarray, ...]:
     """Cut one order into train, validation and test, in that sequence of results.
 

@@ -5,11 +5,12 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import tensorflow as tf
 
-from gentf.data.examples import ArrayExamples, Examples, chunk_size, materialise, options, plainly
+from gentf.data.examples import ArrayExamples, Examples, chunk_size, materialise, on_host, options, plainly
 from gentf.data.image import Preparation
 from gentf.data.order import epoch_shuffle
 from gentf.errors import UserError
@@ -169,7 +170,7 @@ class Split:
         if start_step < 0:
             raise UserError(f"`start_step` must not be negative. Received: start_step={start_step}")
         seed, size = int(seed), len(self)
-        order = tf.constant(self._order)
+        order = on_host(self._order)
 
         def rows(step: tf.Tensor) -> tf.Tensor:
             positions = (step % steps) * batch_size + tf.range(batch_size, dtype=tf.int64)
@@ -198,8 +199,9 @@ class DataSource:
         cached: whether the images are held in memory.
     """
 
-    def __init__(self, spec: DataSpec, splits: Mapping[str, Split], corrupt: tuple[str, ...], fingerprint: str,
-                 cached: bool):
+    def __init__(
+        self, spec: DataSpec, splits: Mapping[str, Split], corrupt: tuple[str, ...], fingerprint: str, cached: bool
+    ):
         self.spec = spec
         self.train, self.validation, self.test = (splits[name] for name in SPLITS)
         self.corrupt = corrupt
@@ -216,8 +218,13 @@ class DataSource:
         return f"DataSource({self.spec.name!r}, shape={self.spec.shape}, {sizes})"
 
 
-def build(spec: DataSpec, parts: Mapping[str, tuple[Examples, np.ndarray]], settings: Settings, identity: object,
-          corrupt: tuple[str, ...] = ()) -> DataSource:
+def build(
+    spec: DataSpec,
+    parts: Mapping[str, tuple[Examples, np.ndarray]],
+    settings: Settings,
+    identity: object,
+    corrupt: tuple[str, ...] = (),
+) -> DataSource:
     """Put a source together from stores and orders, reading the stores into memory where they fit.
 
     Args:
@@ -231,11 +238,13 @@ def build(spec: DataSpec, parts: Mapping[str, tuple[Examples, np.ndarray]], sett
     cached = sum(store.nbytes for store in stores.values()) <= settings.cache_mb * 10**6
     if cached:
         total, before = sum(store.size for store in stores.values()), 0
+
+        def tell(before: int, done: int) -> None:
+            settings.tell("reading images", before + done, total)
+
         for key, store in stores.items():
             if not (isinstance(store, ArrayExamples) and store.plain):
-                stores[key] = materialise(
-                    store, lambda done, before=before: settings.tell("reading images", before + done, total)
-                )
+                stores[key] = materialise(store, partial(tell, before))
             before += store.size
     splits = {name: Split(name, stores[id(store)], order) for name, (store, order) in parts.items()}
     prepare = settings.prepare

@@ -87,7 +87,7 @@ def _training(run: Any, model: Any, checkpoint: str | int) -> str:
         [
             "## Training",
             f"- run: `{run.name}`, checkpoint `{checkpoint}`: {step:,} steps of {train.batch_size} examples "
-            f"({seen:,} examples), of {train.epochs} epochs planned",
+            f"({seen:,} examples); epochs planned: {train.epochs}",
             f"- weights in the whole model: {model.count_params():,}",
             f"- precision: {train.precision}",
             "",
@@ -196,17 +196,14 @@ def _limits(model: Any, xla: bool, run: Any) -> str:
         "",
         "- The same seed gives the same bytes on machines of one kind; other processors, and GPUs, round "
         "differently in the last digits.",
-        "- It makes what its data set shows and nothing else; the shares and the flaws of the set are in its "
-        "samples.",
+        "- It makes what its data set shows and nothing else; the shares and the flaws of the set are in its samples.",
     ]
     if run is not None:
         lines.append("- Samples may come close to training images: see the evaluation for how close.")
     if getattr(model, "num_classes", 0):
         lines.append("- A label outside of the classes gives an image of no class, without an error.")
     if xla:
-        lines.append(
-            "- Each batch size is compiled when it is first met, which takes seconds: the warm-up does it."
-        )
+        lines.append("- Each batch size is compiled when it is first met, which takes seconds: the warm-up does it.")
     return "\n".join(lines)
 
 

@@ -116,7 +116,5 @@ def _packed(cases: Sequence[Case]) -> dict[str, np.ndarray]:
 
 def _environment() -> dict[str, str]:
     """The environment with a stock server's defaults: no XLA flags, and no GPU, which we may hold."""
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("TF_XLA_FLAGS", "XLA_FLAGS")
-    }
+    environment = {name: value for name, value in os.environ.items() if name not in ("TF_XLA_FLAGS", "XLA_FLAGS")}
     return environment | {"CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "2"}

@@ -109,9 +109,7 @@ def export(
         results = []
         for folder in targets:
             made.append(folders.temporary(folder, number))
-            results.append(
-                _build(subject, made[-1], folder.name, number, xla=folder != target, check_it=check)
-            )
+            results.append(_build(subject, made[-1], folder.name, number, xla=folder != target, check_it=check))
         for index, folder in enumerate(targets):
             made[index] = folders.publish(made[index], folder / str(number))
         models = serving.update_models(target.parent, [folder.name for folder in targets], labels)
@@ -143,9 +141,7 @@ class _Subject:
     plain: Mapping[str, Any]  # name -> traced function
 
     @classmethod
-    def of(
-        cls, model: Any, run: Run | None, checkpoint: str | int, batch_sizes: tuple[int, ...]
-    ) -> "_Subject":
+    def of(cls, model: Any, run: Run | None, checkpoint: str | int, batch_sizes: tuple[int, ...]) -> "_Subject":
         signatures = model.signatures()
         plain = {name: writer.trace(name, signature) for name, signature in signatures.items()}
         return cls(model, run, checkpoint, batch_sizes, signatures, plain)
@@ -164,9 +160,7 @@ class _Subject:
             for rows in sizes:
                 inputs = self.examples(name, rows)
                 answers = writer.call(self.plain[name], inputs)
-                cases.append(
-                    Case(name, inputs, {output: answers[output] for output in function.structured_outputs})
-                )
+                cases.append(Case(name, inputs, {output: answers[output] for output in function.structured_outputs}))
         return cases
 
 
@@ -184,25 +178,17 @@ def _build(
     requests = {key: partial(subject.examples, key) for key in functions}
     records = serving.write_warmup(folder, name, requests, subject.batch_sizes)
     (folder / serving.BATCHING).write_text(serving.batching_params(subject.batch_sizes))
-    (folder / serving.EXTRA / META).write_text(
-        json.dumps(_meta(subject, name, version, xla), indent=1) + "\n"
-    )
+    (folder / serving.EXTRA / META).write_text(json.dumps(_meta(subject, name, version, xla), indent=1) + "\n")
     found: list[SignatureReport] = []
     if check_it:
         sizes = subject.batch_sizes[:2] if xla else CHECKED_ROWS  # a new size costs a compilation
         tolerance = 5e-2 if xla and graph.computes_in_bfloat16(meta) else 1e-3 if xla else 1e-5
         try:
-            found, replayed = check(
-                folder, subject.cases(functions, sizes), xla=xla, rtol=tolerance, atol=tolerance
-            )
+            found, replayed = check(folder, subject.cases(functions, sizes), xla=xla, rtol=tolerance, atol=tolerance)
         except ValueError as error:
-            raise ValueError(
-                f"the export of {name} does not pass its check, and was removed: {error}"
-            ) from None
+            raise ValueError(f"the export of {name} does not pass its check, and was removed: {error}") from None
         if replayed != records:
-            raise ValueError(
-                f"the export of {name} was removed: {replayed} of {records} warm-up records can be read"
-            )
+            raise ValueError(f"the export of {name} was removed: {replayed} of {records} warm-up records can be read")
     inputs = {key: subject.signatures[key].inputs for key in functions}
     outputs = {key: function.structured_outputs for key, function in functions.items()}
     card = model_card(
@@ -251,7 +237,5 @@ def _meta(subject: _Subject, name: str, version: int, xla: bool) -> dict[str, An
         "model": type(subject.model).__name__,
         "xla": xla,
         "num_classes": subject.num_classes,
-        "class_names": list(subject.run.spec.class_names)
-        if subject.run is not None and subject.num_classes
-        else [],
+        "class_names": list(subject.run.spec.class_names) if subject.run is not None and subject.num_classes else [],
     }

@@ -22,22 +22,16 @@ def versions(folder: Path) -> list[int]:
     """The version numbers in a model's folder, as TF Serving reads them: folders whose names are integers."""
     if not folder.is_dir():
         return []
-    return sorted(
-        int(path.name) for path in folder.iterdir() if re.fullmatch(r"[0-9]+", path.name) and path.is_dir()
-    )
+    return sorted(int(path.name) for path in folder.iterdir() if re.fullmatch(r"[0-9]+", path.name) and path.is_dir())
 
 
 def check_name(target: Path, given: str | os.PathLike) -> None:
     """Hold a model's folder to what servers and addresses can use; `given` is what a UserError names."""
     if not _NAME.fullmatch(target.name):
-        accepted = (
-            "a folder whose name has letters, digits, '_', '-' and '.', and does not start with '.' or '-'"
-        )
+        accepted = "a folder whose name has letters, digits, '_', '-' and '.', and does not start with '.' or '-'"
         raise UserError(f"`to` must be {accepted}. Received: to={os.fspath(given)!r}")
     if target.name.isdigit():
-        raise UserError(
-            f"`to` must be the model's folder, and `version` the number. Received: to={os.fspath(given)!r}"
-        )
+        raise UserError(f"`to` must be the model's folder, and `version` the number. Received: to={os.fspath(given)!r}")
     for path in (target, *target.parents):
         if path.exists() and not path.is_dir():
             raise UserError(f"`to` must be a folder. Received: {path}, which is a file")
@@ -52,9 +46,7 @@ def free_version(folders: Sequence[Path], version: int | None) -> int:
         raise UserError(f"`version` must be from 1 to 2**63 - 1. Received: version={version}")
     if version in taken:
         path = taken[version] / str(version)
-        raise UserError(
-            f"`version` must be a new one: {path} is not overwritten. Received: version={version}"
-        )
+        raise UserError(f"`version` must be a new one: {path} is not overwritten. Received: version={version}")
     return version
 
 

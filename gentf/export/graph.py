@@ -92,17 +92,13 @@ def check_plain(meta: meta_graph_pb2.MetaGraphDef, *, xla: bool = False) -> None
         if _NOT_SERVABLE.fullmatch(node.op) or (_XLA.fullmatch(node.op) and not xla):
             raise ValueError(_refusal(node, place, "is not run by a stock server"))
         if not xla and node.attr[_MUST_COMPILE].b:
-            raise ValueError(
-                _refusal(node, place, "must be compiled by XLA, which a stock server has switched off")
-            )
+            raise ValueError(_refusal(node, place, "must be compiled by XLA, which a stock server has switched off"))
         if "GPU" in node.device.upper():
             raise ValueError(_refusal(node, place, f"is tied to {node.device}, which a server may not have"))
     for function in meta.graph_def.library.function:
         if not xla and function.attr[_MUST_COMPILE].b:
             name = function.signature.name
-            raise ValueError(
-                f"the function {name} must be compiled by XLA, which a stock server has switched off"
-            )
+            raise ValueError(f"the function {name} must be compiled by XLA, which a stock server has switched off")
     for place, node in library.reached_from(_signature_nodes(meta)):
         if _NOT_REPEATABLE.fullmatch(node.op):
             raise ValueError(
@@ -116,9 +112,7 @@ def check_safe(meta: meta_graph_pb2.MetaGraphDef) -> None:
     Raises:
         UserError: names the first operation that is not known to be harmless, and where it is.
     """
-    if not meta.HasField(
-        "object_graph_def"
-    ):  # TensorFlow 1 runs nodes of the main graph to load such a model
+    if not meta.HasField("object_graph_def"):  # TensorFlow 1 runs nodes of the main graph to load such a model
         raise UserError("it was written by TensorFlow 1, so it is not loaded")
     library = _Library(meta.graph_def)
     for place, node in library.nodes():
@@ -128,9 +122,7 @@ def check_safe(meta: meta_graph_pb2.MetaGraphDef) -> None:
         if definition is None:
             raise UserError(_refusal(node, place, "is not known to TensorFlow"))
         allowed = (
-            _SAFE_STATEFUL.fullmatch(node.op)
-            if definition.is_stateful
-            else not _UNSAFE_STATELESS.fullmatch(node.op)
+            _SAFE_STATEFUL.fullmatch(node.op) if definition.is_stateful else not _UNSAFE_STATELESS.fullmatch(node.op)
         )
         if not allowed:
             raise UserError(_refusal(node, place, "could reach out of the model, so it is not loaded"))
@@ -203,11 +195,7 @@ class _Library:
 
 
 def _signature_nodes(meta: meta_graph_pb2.MetaGraphDef) -> set[str]:
-    return {
-        info.name.split(":")[0]
-        for signature in meta.signature_def.values()
-        for info in signature.outputs.values()
-    }
+    return {info.name.split(":")[0] for signature in meta.signature_def.values() for info in signature.outputs.values()}
 
 
 def _refusal(node: node_def_pb2.NodeDef, place: str, reason: str) -> str:

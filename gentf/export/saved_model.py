@@ -37,13 +37,9 @@ def trace(name: str, signature: Any) -> tf.types.experimental.ConcreteFunction:
     for key, output in outputs.items():
         if output.shape.rank in (None, 0) or output.shape[0] is not None:
             shape = output.shape
-            raise ValueError(
-                f"`{name}` output `{key}` must have the batch as dimension 0. Received: shape={shape}"
-            )
+            raise ValueError(f"`{name}` output `{key}` must have the batch as dimension 0. Received: shape={shape}")
         if output.dtype in HALF:
-            raise ValueError(
-                f"`{name}` output `{key}` must be cast to float32. Received: dtype={output.dtype.name}"
-            )
+            raise ValueError(f"`{name}` output `{key}` must be cast to float32. Received: dtype={output.dtype.name}")
     return traced
 
 
@@ -92,9 +88,7 @@ def _for_compiler(graph: Any, fed: set[str]) -> Any:
     return graph
 
 
-def save(
-    functions: Mapping[str, tf.types.experimental.ConcreteFunction], folder: Path, model: Any = None
-) -> None:
+def save(functions: Mapping[str, tf.types.experimental.ConcreteFunction], folder: Path, model: Any = None) -> None:
     """Write the traced `functions` and the variables they read to the new SavedModel `folder`.
 
     Args:
@@ -113,9 +107,7 @@ def save(
         for captured in function.captured_inputs:
             if captured.dtype == tf.resource:
                 if id(captured) not in by_handle:
-                    raise ValueError(
-                        f"`{name}` must read nothing but the model's variables. Received: {captured}"
-                    )
+                    raise ValueError(f"`{name}` must read nothing but the model's variables. Received: {captured}")
                 used[id(captured)] = by_handle[id(captured)]
     module = tf.Module(name="served")
     module.weights = list(used.values())
@@ -143,9 +135,7 @@ def examples(signature: Any, rows: int, num_classes: int = 0) -> Arrays:
         elif name == "label":
             made[name] = (np.arange(rows) % max(num_classes, 1)).astype(dtype)
         elif spec.dtype.is_floating:
-            made[name] = (
-                np.random.default_rng(zlib.crc32(name.encode())).uniform(-1.0, 1.0, shape).astype(dtype)
-            )
+            made[name] = np.random.default_rng(zlib.crc32(name.encode())).uniform(-1.0, 1.0, shape).astype(dtype)
         else:
             made[name] = np.full(shape, b"" if spec.dtype == tf.string else 0, dtype)
     return made

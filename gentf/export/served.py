@@ -43,9 +43,7 @@ class ServedModel:
         inputs = self.signatures.get(DEFAULT, {"inputs": {}})["inputs"]
         self.conditional = "label" in inputs
         classes, names = about.get("num_classes"), about.get("class_names")
-        self.num_classes: int | None = (
-            classes if isinstance(classes, int) and not isinstance(classes, bool) else None
-        )
+        self.num_classes: int | None = classes if isinstance(classes, int) and not isinstance(classes, bool) else None
         self.class_names: tuple[str, ...] = tuple(map(str, names)) if isinstance(names, list) else ()
 
     def __repr__(self) -> str:
@@ -65,16 +63,12 @@ class ServedModel:
             raise UserError(f"`signature` must be one of {accepted}. Received: signature={signature!r}")
         specs = self.signatures[signature]["inputs"]
         if sorted(inputs) != sorted(specs):
-            raise UserError(
-                f"`inputs` of {signature} must be {', '.join(sorted(specs))}. Received: {sorted(inputs)}"
-            )
+            raise UserError(f"`inputs` of {signature} must be {', '.join(sorted(specs))}. Received: {sorted(inputs)}")
         tensors = {}
         for name, spec in specs.items():
             value = np.asarray(inputs[name], spec.dtype.as_numpy_dtype)
             if not spec.shape.is_compatible_with(value.shape):
-                raise UserError(
-                    f"`{name}` must have shape {spec.shape}. Received: {name}.shape={value.shape}"
-                )
+                raise UserError(f"`{name}` must have shape {spec.shape}. Received: {name}.shape={value.shape}")
             tensors[name] = tf.constant(value)
         return {name: value.numpy() for name, value in self._functions[signature](**tensors).items()}
 
@@ -98,11 +92,7 @@ class ServedModel:
     def _draw(self, output: str, num: int, condition: Any, seed: int) -> np.ndarray:
         signature = self.signatures.get(DEFAULT, {"inputs": {}, "outputs": {}})
         known = {"seed", "label"}
-        if (
-            output not in signature["outputs"]
-            or "seed" not in signature["inputs"]
-            or set(signature["inputs"]) - known
-        ):
+        if output not in signature["outputs"] or "seed" not in signature["inputs"] or set(signature["inputs"]) - known:
             raise UserError(f"`export` must give `{output}` for a `seed` in {DEFAULT}. Received: {self.path}")
         if num < 1:
             raise UserError(f"`num` must be at least 1. Received: num={num}")
@@ -121,9 +111,7 @@ class ServedModel:
     def _labels(self, condition: Any, num: int) -> np.ndarray | None:
         if not self.conditional:
             if condition is not None:
-                raise UserError(
-                    f"`condition` must be None for an unconditional model. Received: {condition!r}"
-                )
+                raise UserError(f"`condition` must be None for an unconditional model. Received: {condition!r}")
             return None
         if condition is None:
             return np.full(num, -1, np.int32)
@@ -134,9 +122,7 @@ class ServedModel:
             or labels.shape not in ((), (num,))
             or np.any((labels < 0) | (labels > highest))
         ):
-            accepted = (
-                f"a class from 0 to {highest}" if self.num_classes is not None else "a class of at least 0"
-            )
+            accepted = f"a class from 0 to {highest}" if self.num_classes is not None else "a class of at least 0"
             raise UserError(f"`condition` must be {accepted}, or one a sample. Received: {condition!r}")
         return np.broadcast_to(labels, (num,)).astype(np.int32)
 
@@ -163,9 +149,7 @@ def load(path: str | os.PathLike) -> ServedModel:
         loaded = tf.saved_model.load(str(folder))
         functions = {name: loaded.signatures[name] for name in graph.signature_names(meta)}
     except Exception as error:  # what a damaged file makes TensorFlow raise is not documented
-        raise UserError(
-            f"`export` must be a whole SavedModel. Received: {folder} ({one_line(error)})"
-        ) from error
+        raise UserError(f"`export` must be a whole SavedModel. Received: {folder} ({one_line(error)})") from error
     return ServedModel(folder, functions, loaded, _about(folder))
 
 
@@ -182,9 +166,7 @@ def find(path: str | os.PathLike) -> Path:
     folder = Path(path)
     if not folder.is_dir():
         what = "a file" if folder.exists() else "not there"
-        raise UserError(
-            f"`export` must be a folder that `gentf export` wrote. Received: {path}, which is {what}"
-        )
+        raise UserError(f"`export` must be a folder that `gentf export` wrote. Received: {path}, which is {what}")
     if (folder / graph.GRAPH_FILE).is_file():
         return folder
     whole = [number for number in versions(folder) if (folder / str(number) / graph.GRAPH_FILE).is_file()]

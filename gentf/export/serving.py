@@ -34,9 +34,7 @@ def check_batch_sizes(batch_sizes: Sequence[int]) -> tuple[int, ...]:
     """The batch sizes as a tuple. Raises ValueError unless they are positive and increasing."""
     sizes = tuple(batch_sizes)
     if not sizes or sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
-        raise ValueError(
-            f"`batch_sizes` must be positive and increasing. Received: batch_sizes={batch_sizes}"
-        )
+        raise ValueError(f"`batch_sizes` must be positive and increasing. Received: batch_sizes={batch_sizes}")
     return sizes
 
 
@@ -73,9 +71,7 @@ def write_warmup(
     """
     number = len(signatures) * len(batch_sizes)
     if number > MAX_WARMUP_RECORDS:
-        raise ValueError(
-            f"`batch_sizes` must leave at most {MAX_WARMUP_RECORDS} warm-up records. Received: {number}"
-        )
+        raise ValueError(f"`batch_sizes` must leave at most {MAX_WARMUP_RECORDS} warm-up records. Received: {number}")
     (folder / EXTRA).mkdir(exist_ok=True)
     try:
         with tf.io.TFRecordWriter(str(folder / EXTRA / WARMUP)) as writer:
@@ -83,9 +79,7 @@ def write_warmup(
                 for rows in batch_sizes:
                     writer.write(_record(name, signature, examples(rows)))
     except tf.errors.OpError as error:
-        raise OSError(
-            f"the warm-up records could not be written: {' '.join(error.message.split())}"
-        ) from error
+        raise OSError(f"the warm-up records could not be written: {' '.join(error.message.split())}") from error
     return number
 
 
@@ -107,9 +101,7 @@ def read_models(path: Path) -> model_server_config_pb2.ModelServerConfig:
         UserError: it cannot be read as one.
     """
     try:
-        return text_format.Parse(
-            path.read_text(encoding="utf-8"), model_server_config_pb2.ModelServerConfig()
-        )
+        return text_format.Parse(path.read_text(encoding="utf-8"), model_server_config_pb2.ModelServerConfig())
     except FileNotFoundError:
         return model_server_config_pb2.ModelServerConfig()
     except (text_format.ParseError, UnicodeDecodeError) as error:

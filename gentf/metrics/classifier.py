@@ -92,9 +92,7 @@ class Classifier:
             layers.append(body.MaxPooling2D(2, padding="same", dtype="float32"))
         layers.append(body.Flatten(dtype="float32"))
         layers.append(
-            body.Dense(
-                recipe.dense, activation="relu", dtype="float32", kernel_initializer=self._initial(blocks)
-            )
+            body.Dense(recipe.dense, activation="relu", dtype="float32", kernel_initializer=self._initial(blocks))
         )
         self._features = keras.Sequential([keras.Input(self.image_shape, dtype="float32"), *layers])
         self._head = body.Dense(num_classes, dtype="float32", kernel_initializer=self._initial(blocks + 1))
@@ -123,9 +121,7 @@ class Classifier:
         self.accuracy = share_of(np.concatenate(hits) if hits else np.zeros(0, bool))
         return self.accuracy
 
-    def fit(
-        self, stream: Callable[[int, int], Iterable[Batch]], count: int, progress: Progress | None = None
-    ) -> None:
+    def fit(self, stream: Callable[[int, int], Iterable[Batch]], count: int, progress: Progress | None = None) -> None:
         """Train as the recipe says. The weights depend on the seed, the data and the machine alone.
 
         Args:
@@ -146,9 +142,7 @@ class Classifier:
         batches = iter(stream(batch_size, recipe.seed))
         for step in range(steps):
             batch = next(batches)
-            step_function(
-                optimizer, batch["image"], batch["label"], tf.constant([recipe.seed, step], tf.int32)
-            )
+            step_function(optimizer, batch["image"], batch["label"], tf.constant([recipe.seed, step], tf.int32))
             if progress is not None and (step + 1 == steps or step % 50 == 49):
                 progress("classifier", step + 1, steps)
 
@@ -164,9 +158,7 @@ class Classifier:
                 features = tf.nn.experimental.stateless_dropout(
                     features, self.recipe.dropout, seed=seed + [1, 0], rng_alg="philox"
                 )
-            loss = tf.nn.sparse_softmax_cross_entropy_with_logits(
-                tf.cast(labels, tf.int32), self._head(features)
-            )
+            loss = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(labels, tf.int32), self._head(features))
             loss = tf.reduce_mean(loss)
         optimizer.apply(tape.gradient(loss, self.variables), self.variables)
 
@@ -192,9 +184,7 @@ class Classifier:
 def stream_of_arrays(images: np.ndarray, labels: np.ndarray) -> Callable[[int, int], Iterator[Batch]]:
     """Endless batches of arrays in memory, reshuffled every epoch by the seed, for `Classifier.fit`."""
     if len(images) != len(labels) or len(images) == 0:
-        raise ValueError(
-            f"`labels` must be one an image. Received: {len(labels)} labels, {len(images)} images"
-        )
+        raise ValueError(f"`labels` must be one an image. Received: {len(labels)} labels, {len(images)} images")
 
     def stream(batch_size, seed):
         random = np.random.default_rng(seed)
@@ -240,9 +230,7 @@ def cached_classifier(
         warn: called with the text of a warning.
     """
     classifier = Classifier(image_shape, num_classes, recipe)
-    path = (
-        folder or cache_folder()
-    ) / f"{classifier.recipe.key(fingerprint, classifier.image_shape, num_classes)}.npz"
+    path = (folder or cache_folder()) / f"{classifier.recipe.key(fingerprint, classifier.image_shape, num_classes)}.npz"
     if path.exists():
         try:
             _read(path, classifier)
@@ -271,9 +259,7 @@ def _read(path, classifier):
         value, stderr = file["accuracy"]
     for weight, variable in zip(weights, classifier.variables, strict=True):
         if weight.shape != tuple(variable.shape) or not np.isfinite(weight).all():
-            raise ValueError(
-                f"weights of shape {weight.shape} do not fit {tuple(variable.shape)}, or are not finite"
-            )
+            raise ValueError(f"weights of shape {weight.shape} do not fit {tuple(variable.shape)}, or are not finite")
     for weight, variable in zip(weights, classifier.variables, strict=True):
         variable.assign(weight)
     classifier.accuracy = Estimate(float(value), float(stderr))

@@ -36,9 +36,7 @@ def sliced_wasserstein(x: np.ndarray, y: np.ndarray, projections: int = 128, see
     return float((gaps @ widths).mean())
 
 
-def sliced_wasserstein_estimate(
-    x: np.ndarray, y: np.ndarray, projections: int = 128, seed: int = 0
-) -> Estimate:
+def sliced_wasserstein_estimate(x: np.ndarray, y: np.ndarray, projections: int = 128, seed: int = 0) -> Estimate:
     """`sliced_wasserstein` with its standard error, several times slower.
 
     The error has two parts, added as variances. Images: by the delta method; the influence of an image on W1
@@ -74,9 +72,7 @@ def _project(x, y, projections, seed):
     x, y = to_signed(x, "x"), to_signed(y, "y")
     x, y = x.reshape(len(x), -1), y.reshape(len(y), -1)
     if x.shape[1] != y.shape[1]:
-        raise ValueError(
-            f"`x` and `y` must be images of one size. Received: {x.shape[1]} and {y.shape[1]} pixels"
-        )
+        raise ValueError(f"`x` and `y` must be images of one size. Received: {x.shape[1]} and {y.shape[1]} pixels")
     directions = np.random.default_rng(seed).standard_normal((projections, x.shape[1]), dtype=np.float32)
     directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     return directions @ x.T, directions @ y.T

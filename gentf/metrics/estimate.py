@@ -57,9 +57,7 @@ def to_signed(images: np.ndarray, name: str = "images") -> np.ndarray:
     finite = np.isfinite(images.reshape(len(images), -1)).all(axis=1)
     if not finite.all():
         bad = int((~finite).sum())
-        raise ValueError(
-            f"`{name}` must be finite. Received: {bad} of {len(images)} images with NaN or infinity"
-        )
+        raise ValueError(f"`{name}` must be finite. Received: {bad} of {len(images)} images with NaN or infinity")
     return images
 
 

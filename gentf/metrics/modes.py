@@ -16,9 +16,7 @@ def class_counts(classes: np.ndarray, num_classes: int) -> np.ndarray:
     if num_classes < 1:
         raise ValueError(f"`num_classes` must be positive. Received: num_classes={num_classes}")
     if classes.size and (classes.min() < 0 or classes.max() >= num_classes):
-        raise ValueError(
-            f"`classes` must lie in 0..{num_classes - 1}. Received: {classes.min()}..{classes.max()}"
-        )
+        raise ValueError(f"`classes` must lie in 0..{num_classes - 1}. Received: {classes.min()}..{classes.max()}")
     return np.bincount(classes.astype(np.int64), minlength=num_classes)
 
 
@@ -114,10 +112,7 @@ def class_agreement(probabilities: np.ndarray, labels: np.ndarray) -> Estimate:
 def agreement_by_class(probabilities: np.ndarray, labels: np.ndarray) -> list[Estimate | None]:
     """`class_agreement` for each of the K classes asked for; None for a class that was not asked for."""
     agrees, labels = _agrees(probabilities, labels), np.asarray(labels)
-    return [
-        share_of(agrees[labels == k]) if (labels == k).any() else None
-        for k in range(np.shape(probabilities)[1])
-    ]
+    return [share_of(agrees[labels == k]) if (labels == k).any() else None for k in range(np.shape(probabilities)[1])]
 
 
 def labels_in_proportion(real_counts: np.ndarray, num: int) -> np.ndarray:
@@ -133,9 +128,7 @@ def labels_in_proportion(real_counts: np.ndarray, num: int) -> np.ndarray:
     """
     real_counts = np.asarray(real_counts, np.float64)
     if real_counts.ndim != 1 or not real_counts.sum() > 0 or real_counts.min() < 0:
-        raise ValueError(
-            f"`real_counts` must be counts, not all 0. Received: real_counts={real_counts.tolist()}"
-        )
+        raise ValueError(f"`real_counts` must be counts, not all 0. Received: real_counts={real_counts.tolist()}")
     exact = real_counts / real_counts.sum() * num
     counts = np.floor(exact).astype(np.int64)
     counts[np.argsort(counts - exact, kind="stable")[: num - counts.sum()]] += 1
@@ -162,8 +155,7 @@ def _same_classes(counts, real_counts):
     counts, real_counts = np.asarray(counts, np.int64), np.asarray(real_counts, np.int64)
     if counts.ndim != 1 or counts.shape != real_counts.shape:
         raise ValueError(
-            "`counts` and `real_counts` must be (K,) both. "
-            f"Received: shapes {counts.shape} and {real_counts.shape}"
+            f"`counts` and `real_counts` must be (K,) both. Received: shapes {counts.shape} and {real_counts.shape}"
         )
     for name, value in (("counts", counts), ("real_counts", real_counts)):
         if value.min(initial=0) < 0 or not value.sum() > 0:

@@ -44,8 +44,7 @@ def nearest_distances(
             part = part.reshape(len(part), -1)
             if part.shape[1] != pixels:
                 raise ValueError(
-                    "`train` must be images of the size of `images`. "
-                    f"Received: {part.shape[1]} and {pixels} pixels"
+                    f"`train` must be images of the size of `images`. Received: {part.shape[1]} and {pixels} pixels"
                 )
             search.update(part)
             done += len(part)

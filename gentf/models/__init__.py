@@ -71,7 +71,8 @@ def from_preset(
     """
     config = resolve(name, overrides)
     if image_shape is not None:
-        spec = DataSpec(name=config.data.name, shape=tuple(image_shape), class_names=tuple(class_names))
+        height, width, channels = image_shape
+        spec = DataSpec(name=config.data.name, shape=(height, width, channels), class_names=tuple(class_names))
     else:
         spec = load_data(config).spec
     return build(config, spec)

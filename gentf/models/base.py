@@ -75,6 +75,8 @@ class GenerativeModel(keras.Model):
         self.step = self.add_weight(
             shape=(), dtype="int64", initializer="zeros", trainable=False, name="step", aggregation="only_first_replica"
         )
+        self.train_function: Callable | None = None
+        self.test_function: Callable | None = None
         self._running: dict[str, tf.Tensor] = {}
         self._sampler: Callable | None = None
 
@@ -148,8 +150,7 @@ class GenerativeModel(keras.Model):
 
     def train_step(self, data: Any) -> Losses:
         """One step on a batch of this process, as `fit` does it. Returns the step's losses."""
-        logs = self.update(data)
-        return {name: value for name, (value, weight) in ((n, tf.unstack(pair)) for n, pair in logs.items())}
+        return {name: pair[0] for name, pair in self.update(data).items()}
 
     def update(self, data: Any, jit: bool = False) -> dict[str, tf.Tensor]:
         """One step of all phases, to be called outside of the replicas (by `fit` and by the training loop).
@@ -224,7 +225,9 @@ class GenerativeModel(keras.Model):
         several = self.distribute_strategy.num_replicas_in_sync > 1
         inner = bool(self.jit_compile) and several
         return tf.function(
-            lambda data: step(data, jit=inner), jit_compile=bool(self.jit_compile) and not several, reduce_retracing=True
+            lambda data: step(data, jit=inner),
+            jit_compile=bool(self.jit_compile) and not several,
+            reduce_retracing=True,
         )
 
     def _running_mean_of(self, step: Callable) -> Callable:
@@ -274,9 +277,7 @@ class GenerativeModel(keras.Model):
         if self._sampler is None:
             specs = [tf.TensorSpec((None, 2), tf.int32)]
             specs += [tf.TensorSpec((None,), tf.int32)] if self.num_classes else []
-            self._sampler = tf.function(
-                lambda seed, label=None: self.sample_rows(seed, label), input_signature=specs
-            )
+            self._sampler = tf.function(lambda seed, label=None: self.sample_rows(seed, label), input_signature=specs)
         blocks = []
         for start in range(0, num, 1024):  # bounds the memory that a large `num` takes
             rows = min(1024, num - start)

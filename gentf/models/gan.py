@@ -103,8 +103,7 @@ class GAN(GenerativeModel):
     def _make_generator(self, name: str) -> nn.network.Generator:
         shared = self._network_arguments() | {"latent_dim": self.latent_dim, "name": name}
         if self.network == "mlp":
-            options = {"hidden_units": self.hidden_units, "normalization": self.generator_normalization}
-            return nn.MLPGenerator(**options, **shared)
+            return nn.MLPGenerator(hidden_units=self.hidden_units, normalization=self.generator_normalization, **shared)
         return nn.DCGANGenerator(width=self.width, **shared)
 
     def _make_discriminator(self) -> nn.network.Discriminator:
@@ -216,7 +215,7 @@ class GAN(GenerativeModel):
 
     def _logits(self, real: tf.Tensor, fake: tf.Tensor, label: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         if not self.discriminator.rowwise:  # batch statistics of real and of fake images, each by itself
-            return (self.discriminator(images, label, training=True) for images in (real, fake))
+            return self.discriminator(real, label, training=True), self.discriminator(fake, label, training=True)
         both = None if label is None else tf.concat([label, label], axis=0)
         return tf.split(self.discriminator(tf.concat([real, fake], axis=0), both, training=True), 2)
 
@@ -272,7 +271,7 @@ class GAN(GenerativeModel):
             return {"image": by_rows(self, z, label)}
 
         def discriminate(image, label=None):
-            return {"logit": by_rows(lambda i, l: self.discriminator(i, l, training=False), image, label)}
+            return {"logit": by_rows(self.discriminator, image, label)}
 
         labels = {"label": tf.TensorSpec((None,), tf.int32)} if self.num_classes else {}
         return {

@@ -32,7 +32,9 @@ def load_model(path: str | os.PathLike) -> GenerativeModel:
         with zipfile.ZipFile(path) as file:
             names = set(file.namelist())
             if names - MEMBERS:
-                raise UserError(f"{path} must hold {', '.join(sorted(MEMBERS))} only. Received: {sorted(names - MEMBERS)[0]!r}")
+                raise UserError(
+                    f"{path} must hold {', '.join(sorted(MEMBERS))} only. Received: {sorted(names - MEMBERS)[0]!r}"
+                )
             damaged = file.testzip()
             if damaged:
                 raise UserError(f"{path} is damaged: {damaged} does not match its checksum")

@@ -96,7 +96,7 @@ class DCGANDiscriminator(Discriminator):
         self.rowwise = normalization != "batch"
         self.sizes = feature_sizes(self.image_shape)
         self.widths = feature_widths(width, len(self.sizes) - 1)
-        self.norms = [self._norm() for _ in self.widths[1:]]
+        self.norms = [None, *(self._norm() for _ in self.widths[1:])]
         self.down = [
             keras.layers.Conv2D(
                 channels,
@@ -114,8 +114,8 @@ class DCGANDiscriminator(Discriminator):
         channels = self.image_shape[2]
         for stage, (size, width, down) in enumerate(zip(self.sizes, self.widths, self.down)):
             down.build((None, *size, channels))
-            if stage and self.norms[stage - 1] is not None:
-                self.norms[stage - 1].build((None, *self.sizes[stage + 1], width))
+            if (norm := self.norms[stage]) is not None:
+                norm.build((None, *self.sizes[stage + 1], width))
             channels = width
         self.head(self.sizes[-1][0] * self.sizes[-1][1] * channels)
         self.built = True
@@ -124,8 +124,8 @@ class DCGANDiscriminator(Discriminator):
         x = tf.cast(image, self.compute_dtype)
         for stage, down in enumerate(self.down):
             x = down(x)
-            if stage and self.norms[stage - 1] is not None:
-                x = self.norms[stage - 1](x, training=training)
+            if (norm := self.norms[stage]) is not None:
+                x = norm(x, training=training)
             x = tf.nn.leaky_relu(x, SLOPE)
         return self.logit(tf.reshape(x, (-1, self.output_layer.input_spec.axes[-1])), label)
 

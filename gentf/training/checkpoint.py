@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -35,7 +34,7 @@ def state(model: GenerativeModel) -> dict[str, list]:
 def arrays(model: GenerativeModel) -> dict[str, np.ndarray]:
     """The values of `state`, named group/index."""
     return {
-        f"{group}/{index:04d}": keras.ops.convert_to_numpy(variable)
+        f"{group}/{index:04d}": variable.value.numpy()
         for group, variables in state(model).items()
         for index, variable in enumerate(variables)
     }
@@ -43,14 +42,14 @@ def arrays(model: GenerativeModel) -> dict[str, np.ndarray]:
 
 def save(path: Path, values: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
     """Write the arrays and `meta` to `path`, atomically."""
-    content = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-    atomic_save(path, lambda file: np.savez(file, meta=content, **values))
+    content = {"meta": np.frombuffer(json.dumps(meta).encode(), np.uint8), **values}
+    atomic_save(path, lambda file: np.savez(file, allow_pickle=False, **content))
 
 
 def load(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays and meta in `path`. Raises UserError if it is missing, damaged or no checkpoint."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as content, np.load(content, allow_pickle=False) as file:
             values = {name: file[name] for name in file.files}
         meta = json.loads(values.pop("meta").tobytes())
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:

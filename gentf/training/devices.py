@@ -1,5 +1,6 @@
 """Where a step runs, and whether it is compiled: both chosen once, with the reason."""
 
+import contextlib
 import functools
 import json
 import os
@@ -43,10 +44,8 @@ def prepare_logical_devices(devices: int | None) -> None:
     """Split the CPU into `devices` logical devices; has an effect only before TensorFlow's first operation."""
     if devices and devices > 1 and not tf.config.list_physical_devices("GPU"):
         cpu = tf.config.list_physical_devices("CPU")[0]
-        try:
+        with contextlib.suppress(RuntimeError):  # TensorFlow has started: make_strategy says so if there are too few
             tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
-        except RuntimeError:
-            pass  # TensorFlow has started: make_strategy says so if there are too few
 
 
 def choose_jit(config: Config, strategy: tf.distribute.Strategy) -> tuple[bool, str]:

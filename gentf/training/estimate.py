@@ -38,7 +38,7 @@ def estimate(config: Config, loading: Callable[[str, int, int], None] | None = N
         f"data         {data.spec.name}: " + ", ".join(f"{count:,} {name}" for name, count in splits.items()),
         f"image        {' x '.join(map(str, data.spec.shape))}, {data.spec.num_classes} classes",
         "parameters   " + ", ".join(f"{count:,} {name}" for name, count in parts.items()),
-        f"steps        {steps_per_epoch:,} an epoch x {config.train.epochs} = {total:,}, batch {config.train.batch_size}",
+        f"steps        {steps_per_epoch:,} an epoch x {config.train.epochs} = {total:,}",
         f"XLA          {'on' if jit else 'off'} ({why})",
         f"checkpoint   {size / MB:.1f} MB each, {config.train.keep_checkpoints} kept and the best",
         f"memory       about {_peak_memory() / MB:,.0f} MB (peak of this process after the steps that were measured)",

@@ -74,7 +74,7 @@ def train(config: Config, path: str | os.PathLike, *, resume: bool = False, repo
     Args:
         config: what to train.
         path: the run folder: new or empty, or an existing run with `resume`.
-        resume: go on from the last whole checkpoint. The config must be the run's own, but that `train.epochs` may grow.
+        resume: go on from the last whole checkpoint. The config must be the run's own; only `train.epochs` may grow.
         reporter: shows what happens.
     Returns:
         The finished run.

@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from gentf.config import Config, dump_yaml, load_yaml
 from gentf.data import DataSource, DataSpec
@@ -56,9 +57,7 @@ class Run:
         """The data the run was trained on."""
         return load_data(self.config, progress)
 
-    def load_model(
-        self, which: str | int = "last", warn: Callable[[str], None] = lambda text: None
-    ) -> GenerativeModel:
+    def load_model(self, which: str | int = "last", warn: Callable[[str], None] = lambda text: None) -> GenerativeModel:
         """The model at a checkpoint: "last", "best" or a step."""
         values, _ = self.checkpoints.load(which, warn)
         model = build(self.config, self.spec)
@@ -68,7 +67,8 @@ class Run:
 
 def _read_spec(path: Path) -> DataSpec:
     try:
-        values = json.loads(path.read_text())
-        return DataSpec(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+        values: dict[str, Any] = json.loads(path.read_text())
+        plain: Any = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return DataSpec(**plain)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} does not describe a data set ({error})") from None

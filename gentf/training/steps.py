@@ -56,7 +56,9 @@ class Steps:
         self.per_call = 1 if several else per_call
         self._strategy = strategy
         self._one = tf.function(
-            lambda batch: model.update(batch, jit=jit and several), jit_compile=jit and not several, reduce_retracing=True
+            lambda batch: model.update(batch, jit=jit and several),
+            jit_compile=jit and not several,
+            reduce_retracing=True,
         )
         self._many = tf.function(self._loop(model), jit_compile=jit, reduce_retracing=True)
 

@@ -1,12 +1,17 @@
-"""What must hold for every model that a preset can build, on small images that are not square."""
+"""What must hold for every model that a preset can build, on small images that are not square.
+
+Presets that differ in their data and budget only are one model, and tested once.
+"""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from consumers import assert_serves
 
 from gentf import config as configs
 from gentf.data import DataSpec
+from gentf.export import export
 from gentf.models import build
 from gentf.training import checkpoint
 from gentf.training.steps import Steps
@@ -20,7 +25,15 @@ def small(preset: str, *overrides: str):
     return build(configs.resolve(preset, [*SMALL, *overrides]), SPEC)
 
 
-@pytest.fixture(scope="module", params=configs.preset_names())
+def distinct_models() -> list[str]:
+    found: dict[str, str] = {}
+    for name in configs.preset_names():
+        config = configs.to_dict(configs.resolve(name, SMALL))
+        found.setdefault(str([config["model"], config["optimizer"]]), name)
+    return list(found.values())
+
+
+@pytest.fixture(scope="module", params=distinct_models())
 def preset(request) -> str:
     return request.param
 
@@ -144,6 +157,18 @@ def test_signatures_equal_the_model_and_keep_the_batch_first(trained):
     label = {"label": tf.fill((5,), -1)} if model.num_classes else {}
     served = tf.function(model.signatures()["serving_default"].function)(seed=seeds, **label)
     np.testing.assert_array_equal(served["image"], model.sample(5, seed=4))
+
+
+def test_exports_serve_without_xla_and_equal_python(tmp_path):
+    """In a v1 session and through the C API, both with XLA switched off: one process each for all models."""
+    models = {}
+    for name in distinct_models():
+        model = small(name)
+        for weight in model.generator_ema.trainable_variables:
+            weight.assign(weight * 5.0)  # contrast, so that equal pixels mean something
+        assert np.ptp(model.sample(1, seed=7)) > 0.2
+        models[export(model, tmp_path / name, check=False, batch_sizes=(1,)).path] = model
+    assert_serves(models, tmp_path, ("session", "capi"))
 
 
 def test_mixed_bfloat16_trains(preset, batches, trained):
