@@ -107,7 +107,11 @@ class GAN(GenerativeModel):
         return nn.DCGANGenerator(width=self.width, **shared)
 
     def _make_discriminator(self) -> nn.network.Discriminator:
-        shared = self._network_arguments() | {"name": "discriminator", "seed": self.seed + 1000}
+        shared = self._network_arguments() | {
+            "name": "discriminator",
+            "seed": self.seed + 1000,
+            "output_bias": self.loss_name != "wasserstein",
+        }
         if self.network == "mlp":
             return nn.MLPDiscriminator(hidden_units=self.hidden_units[::-1], **shared)
         return nn.DCGANDiscriminator(width=self.width, normalization=self.discriminator_normalization, **shared)

@@ -61,6 +61,9 @@ class Generator(Network):
 class Discriminator(Network):
     """(B, H, W, C) image -> (B,) float32 logit.
 
+    Args:
+        output_bias: whether the logit has a bias. A critic has none: the Wasserstein loss does not see it.
+
     A class enters by projection: the inner product of its embedding and the features is added to the logit.
     Reference: Miyato & Koyama (2018), equation 3.
     """
@@ -68,9 +71,13 @@ class Discriminator(Network):
     #: Whether each logit depends on its own image alone.
     rowwise = True
 
+    def __init__(self, image_shape: Sequence[int], output_bias: bool = True, **kwargs):
+        super().__init__(image_shape, **kwargs)
+        self.output_bias = output_bias
+
     def head(self, features: int) -> None:
         """Make the last layers, on (B, features)."""
-        self.output_layer = self.dense(1, name="output")
+        self.output_layer = self.dense(1, use_bias=self.output_bias, name="output")
         self.output_layer.build((None, features))
         if self.num_classes:
             self.embedding = self.dense(features, use_bias=False, name="embedding")
@@ -81,3 +88,6 @@ class Discriminator(Network):
         if label is not None:
             logit += tf.reduce_sum(self.embedding(self.one_hot(label)) * features, axis=1)
         return tf.cast(logit, tf.float32)
+
+    def get_config(self) -> dict:
+        return super().get_config() | {"output_bias": self.output_bias}
