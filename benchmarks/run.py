@@ -7,6 +7,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -57,12 +58,14 @@ def compare(network: str, rounds: int) -> list[Worker]:
     names = [name for name in CONTENDERS if not name.startswith("torch") or os.environ.get("GENTF_BENCH_TORCH")]
     workers = []
     for name in names:
-        print(f"{network}: starting {name}", file=sys.stderr)
+        started = time.perf_counter()
         workers.append(Worker(name, network))
+        print(f"{network}: {name} is ready after {time.perf_counter() - started:.1f} s", file=sys.stderr)
     for number in range(rounds):
         for worker in workers:
             worker.measure(STEPS[network])
-        print(f"{network}: round {number + 1}/{rounds}", file=sys.stderr)
+        told = ", ".join(f"{worker.name} {worker.results[-1]['ms']:.2f}" for worker in workers)
+        print(f"{network}: round {number + 1}/{rounds}, ms a step: {told}", file=sys.stderr)
     for worker in workers:
         worker.stop()
     return workers
