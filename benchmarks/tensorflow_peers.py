@@ -15,6 +15,7 @@ from gentf.data import DataSpec
 from gentf.data.examples import ArrayExamples, aligned_empty
 from gentf.data.source import Split
 from gentf.models import build
+from gentf.training.devices import choose_jit
 from gentf.training.loop import Window
 from gentf.training.steps import Steps, batches
 
@@ -137,6 +138,8 @@ def stock_keras(network: str) -> StockGAN:
 
 def main(contender: str, network: str) -> None:
     if contender == "gentf":
+        run = gentf_loop(network, choose_jit(configs.resolve(PRESETS[network]), tf.distribute.get_strategy())[0])
+    elif contender == "gentf-graph":
         run = gentf_loop(network, jit=False)
     elif contender == "gentf-xla":
         run = gentf_loop(network, jit=True)
@@ -145,7 +148,9 @@ def main(contender: str, network: str) -> None:
     elif contender == "keras-fit":
         run = fit_loop(stock_keras(network))
     else:
-        raise ValueError(f"`contender` must be gentf, gentf-xla, gentf-fit or keras-fit. Received: {contender}")
+        raise ValueError(
+            f"`contender` must be gentf, gentf-graph, gentf-xla, gentf-fit or keras-fit. Received: {contender}"
+        )
     matrix = tf.random.stateless_normal((1024, 1024), seed=(0, 0))
     serve(run, lambda: tf.matmul(matrix, matrix).numpy()[0, 0])
 

@@ -77,7 +77,8 @@ class GenerativeModel(keras.Model):
         )
         self.train_function: Callable | None = None
         self.test_function: Callable | None = None
-        self._running: dict[str, tf.Tensor] = {}
+        self._totals = tf.zeros((2, 1))
+        self._logged: list[str] = []
         self._sampler: Callable | None = None
 
     # What a family gives
@@ -231,23 +232,31 @@ class GenerativeModel(keras.Model):
         )
 
     def _running_mean_of(self, step: Callable) -> Callable:
+        """`step` on the next batch of an iterator, and the means of its logs since `reset_metrics`."""
+
+        def add_step(iterator, totals):
+            logs = step(next(iterator))
+            self._logged = list(logs)
+            values, weights = tf.unstack(tf.stack(list(logs.values())), axis=1)
+            return totals + tf.stack([values * weights, weights])
+
+        counted = add_step if self.run_eagerly else tf.function(add_step, reduce_retracing=True)
+
         def function(iterator):
             for done in range(self.steps_per_execution):
                 try:
-                    data = next(iterator)
-                except StopIteration:
+                    self._totals = counted(iterator, self._totals)
+                except (StopIteration, tf.errors.OutOfRangeError):
                     if not done:
-                        raise
+                        raise StopIteration from None
                     break
-                for name, (value, weight) in step(data).items():
-                    total = self._running.get(name, 0.0)
-                    self._running[name] = total + tf.stack([value * weight, weight])
-            return {name: total[0] / total[1] for name, total in self._running.items() if total[1] > 0}
+            sums, weights = self._totals.numpy()
+            return {name: s / w for name, s, w in zip(self._logged, sums, weights) if w > 0}
 
         return function
 
     def reset_metrics(self) -> None:
-        self._running = {}
+        self._totals = tf.zeros((2, 1))  # takes the shape of the logs with the first addition
 
     @property
     def metrics(self) -> list:
