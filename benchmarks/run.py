@@ -18,7 +18,7 @@ LEFT_OUT = {"mlp": ("gentf-xla",), "dcgan": ("gentf-graph", "gentf-xla")}
 STEPS = {"mlp": 200, "dcgan": 20}
 TITLES = {
     "mlp": "MLP GAN 100-128-256-784 / 784-256-128-1, batch 128",
-    "dcgan": "DCGAN 28x28x1, width 64, batch 128",
+    "dcgan": "DCGAN 28x28x1, channels 32-64-128, batch 128",
 }
 
 

@@ -122,12 +122,15 @@ def stock_keras(network: str) -> StockGAN:
     else:
         conv = {"kernel_size": 4, "strides": 2, "padding": "same"}
         generator = keras.Sequential(
-            [keras.Input((LATENT,)), layers.Dense(7 * 7 * 128, use_bias=False), layers.Reshape((7, 7, 128)),
+            [keras.Input((LATENT,)), layers.Dense(4 * 4 * 128, use_bias=False), layers.Reshape((4, 4, 128)),
              layers.BatchNormalization(**norm), layers.ReLU(), layers.Conv2DTranspose(64, **conv, use_bias=False),
+             layers.Cropping2D(((0, 1), (0, 1))),
+             layers.BatchNormalization(**norm), layers.ReLU(), layers.Conv2DTranspose(32, **conv, use_bias=False),
              layers.BatchNormalization(**norm), layers.ReLU(), layers.Conv2DTranspose(1, **conv, activation="tanh")]
         )  # fmt: skip
         discriminator = keras.Sequential(
-            [keras.Input((HEIGHT, WIDTH, 1)), layers.Conv2D(64, **conv), layers.LeakyReLU(0.2),
+            [keras.Input((HEIGHT, WIDTH, 1)), layers.Conv2D(32, **conv), layers.LeakyReLU(0.2),
+             layers.Conv2D(64, **conv, use_bias=False), layers.BatchNormalization(**norm), layers.LeakyReLU(0.2),
              layers.Conv2D(128, **conv, use_bias=False), layers.BatchNormalization(**norm), layers.LeakyReLU(0.2),
              layers.Flatten(), layers.Dense(1)]
         )  # fmt: skip

@@ -1,7 +1,8 @@
 """Convolutional generator and discriminator for any height, width and number of channels.
 
-Both halve (or double) the image until its smaller side is below 8. Sizes that are not divisible are rounded up on the
-way down, as a strided convolution does, and cropped on the way up, so that 28 x 20 works as 32 x 32 does.
+Both halve (or double) the image until its smaller side is at most 4, so that the discriminator's last features see
+most of the image. Sizes that are not divisible are rounded up on the way down, as a strided convolution does, and
+cropped on the way up, so that 28 x 20 works as 32 x 32 does.
 
 Reference: Radford, Metz & Chintala (2016), section 3.
 """
@@ -22,7 +23,7 @@ MAX_WIDTH = 512
 def feature_sizes(image_shape: Sequence[int]) -> list[tuple[int, int]]:
     """[(height, width)] of the feature maps, from the image's own down to the smallest."""
     sizes = [(image_shape[0], image_shape[1])]
-    while len(sizes) == 1 or min(sizes[-1]) >= 8:
+    while len(sizes) == 1 or min(sizes[-1]) > 4:
         sizes.append((-(-sizes[-1][0] // 2), -(-sizes[-1][1] // 2)))
     return sizes
 
