@@ -11,6 +11,9 @@ import tensorflow as tf
 
 from gentf.files import atomic_path, atomic_write
 
+#: What "best" means: the distance between samples and validation images.
+MONITOR = "val_sliced_wasserstein"
+
 
 class RunLog:
     """Metrics of a run by step.
@@ -61,7 +64,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def draw_curves(path: Path) -> None:
-    """Draw curves.png from metrics.jsonl: losses, other training numbers, and validation, by step."""
+    """Draw curves.png from metrics.jsonl: losses, other training numbers, validation, and the distance, by step."""
     from matplotlib.figure import Figure  # half a second to import, and no use before the first epoch ends
 
     lines = read_metrics(path)
@@ -70,7 +73,8 @@ def draw_curves(path: Path) -> None:
     groups = {
         "losses": [name for name in names if name.endswith("loss") and not name.startswith("val_")],
         "training": [name for name in names if not name.endswith("loss") and not name.startswith("val_")],
-        "validation": [name for name in names if name.startswith("val_")],
+        "validation": [name for name in names if name.startswith("val_") and name != MONITOR],
+        "distance of samples": [name for name in names if name == MONITOR],
     }
     groups = {title: members for title, members in groups.items() if members}
     if not groups:
@@ -81,6 +85,8 @@ def draw_curves(path: Path) -> None:
             points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
             axes.plot(*zip(*points), label=name, linewidth=1)
         axes.set(title=title, xlabel="step")
+        if members == [MONITOR]:
+            axes.set_yscale("log")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
     with atomic_path(path / "curves.png") as temporary:

@@ -22,11 +22,10 @@ from gentf.models import build, load_data
 from gentf.models.base import GenerativeModel
 from gentf.sampling import images
 from gentf.training import checkpoint, devices
-from gentf.training.log import RunLog, draw_curves
+from gentf.training.log import MONITOR, RunLog, draw_curves
 from gentf.training.run import Run
 from gentf.training.steps import Logs, Steps, batches, call_sizes
 
-MONITOR = "val_sliced_wasserstein"
 VALIDATION_BATCHES = 10
 GRID = 64
 
@@ -179,7 +178,9 @@ class Trainer:
 
     def _end_epoch(self, epoch: int) -> None:
         options = self.config.train
-        self._log_window()
+        # a mean over a few left-over steps would be a spike among the others: they join the next epoch's first line
+        if 2 * self.window.steps >= min(options.log_every, self.steps_per_epoch) or self.step == self.total:
+            self._log_window()
         values = self._validate()
         if values:
             self.log.write(self.step, epoch, values)
@@ -289,22 +290,22 @@ class Window:
 
     def _clear(self) -> None:
         self._sums: dict[str, np.ndarray] = {}
-        self._steps, self._seconds, self._waited = 0, 0.0, 0.0
+        self.steps, self._seconds, self._waited = 0, 0.0, 0.0
 
     def add(self, logs: Logs, steps: int, seconds: float, waited: float) -> None:
         for name, rows in logs.items():
             total = np.array([np.sum(rows[:, 0] * rows[:, 1]), np.sum(rows[:, 1])])
             self._sums[name] = self._sums.get(name, 0.0) + total
-        self._steps += steps
+        self.steps += steps
         self._seconds += seconds
         self._waited += waited
 
     def take(self) -> dict[str, float]:
         """The means; "steps_per_second"; and "data_wait", the share of the time spent waiting for batches."""
-        if not self._steps:
+        if not self.steps:
             return {}
         values = {name: float(total[0] / total[1]) for name, total in self._sums.items() if total[1]}
-        self.rate = self._steps / self._seconds
+        self.rate = self.steps / self._seconds
         self.last = values | {"steps_per_second": self.rate, "data_wait": self._waited / self._seconds}
         self._clear()
         return self.last
