@@ -286,7 +286,8 @@ class GenerativeModel(keras.Model):
         if self._sampler is None:
             specs = [tf.TensorSpec((None, 2), tf.int32)]
             specs += [tf.TensorSpec((None,), tf.int32)] if self.num_classes else []
-            self._sampler = tf.function(lambda seed, label=None: self.sample_rows(seed, label), input_signature=specs)
+            sampler = tf.function(lambda seed, label=None: self.sample_rows(seed, label))
+            self._sampler = sampler.get_concrete_function(*specs)
         blocks = []
         for start in range(0, num, 1024):  # bounds the memory that a large `num` takes
             rows = min(1024, num - start)
