@@ -127,6 +127,9 @@ class Trainer:
         jit, why = devices.choose_jit(config, strategy)
         reporter.message(f"XLA {'on' if jit else 'off'} ({why}); {strategy.num_replicas_in_sync} device(s)")
         self.steps = Steps(model, strategy, config.train.steps_per_call, jit)
+        self._validation_losses = tf.function(
+            lambda batch: model.losses_on(model.prepare(batch), False), reduce_retracing=True
+        )
 
     def restore(self) -> None:
         """Go back to the last whole checkpoint; to the start where there is none yet."""
@@ -211,24 +214,17 @@ class Trainer:
         values = {f"val_{name}": total / count for name, total in sums.items()}
         number = min(self.config.train.validation_samples, len(split))
         if number:
-            real = self.model.prepare(split.arrays(number)[0] if not self.model.num_classes else split.arrays(number))
-            fake = self.model.sample(number, condition=self._labels(real.get("label")), seed=self.config.seed)
-            values[MONITOR] = float(sliced_wasserstein(fake, real["image"].numpy()))
+            pictures, labels = split.arrays(number)
+            if not self.model.num_classes:
+                labels = None
+            real = self.model.prepare((pictures, labels))["image"].numpy()
+            fake = self.model.sample(number, condition=labels, seed=self.config.seed)
+            values[MONITOR] = sliced_wasserstein(fake, real)
         return values
-
-    def _validation_losses(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        if not hasattr(self, "_losses"):
-            self._losses = tf.function(
-                lambda batch: self.model.losses_on(self.model.prepare(batch), False), reduce_retracing=True
-            )
-        return self._losses(batch)
 
     def _grid_samples(self) -> np.ndarray:
         classes = self.model.num_classes
         return self.model.sample(GRID, condition=np.arange(GRID) % classes if classes else None, seed=self.config.seed)
-
-    def _labels(self, labels: tf.Tensor | None) -> np.ndarray | None:
-        return None if labels is None else labels.numpy()
 
     def _save(self, best: bool = False, values: dict[str, float] | None = None) -> None:
         if tf.distribute.in_cross_replica_context() and not _is_chief():
