@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, never something between, and never outside their folder."""
+"""Files that are either the old one or the new one, never something between."""
 
 import os
 import tempfile
@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
-
-from gentf.errors import UserError
 
 
 @contextmanager
@@ -42,15 +40,6 @@ def atomic_save(path: str | os.PathLike, save: Callable[[BinaryIO], object]) -> 
     """Call `save(binary file)`, then move the file to `path`; on an error `path` is as it was."""
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
         save(file)
-
-
-def ensure_inside(folder: str | os.PathLike, name: str) -> Path:
-    """`folder / name`, resolved; UserError if that would lie outside of `folder`."""
-    root = Path(folder).resolve()
-    path = (root / name).resolve()
-    if path != root and root not in path.parents:
-        raise UserError(f"`name` must stay inside {folder}. Received: name={name!r}")
-    return path
 
 
 def _umask() -> int:
