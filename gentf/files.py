@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, never something between."""
+"""Files that are either the old one or the new one, never something between; and where caches are kept."""
 
 import os
 import tempfile
@@ -6,6 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+
+def user_cache(name: str) -> Path:
+    """The folder `name` in $GENTF_CACHE, else in $XDG_CACHE_HOME/gentf, else in ~/.cache/gentf."""
+    own, shared = os.environ.get("GENTF_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return (Path(own).expanduser() if own else Path(shared or "~/.cache").expanduser() / "gentf") / name
 
 
 @contextmanager

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from gentf.metrics.classifier import Classifier, Recipe, cache_folder, cached_classifier, stream_of_arrays
+from gentf.files import user_cache
+from gentf.metrics.classifier import Classifier, Recipe, cached_classifier, stream_of_arrays
 
 FAST = Recipe(filters=8, dense=16, dropout=0.2, epochs=1, min_steps=150, batch_size=32, shift=0.2)
 
@@ -194,15 +195,15 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, fits):
     assert "not cached" in texts[0]
 
 
-def test_cache_folder(monkeypatch, tmp_path):
+def test_user_cache(monkeypatch, tmp_path):
     for name in ("GENTF_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / ".cache" / "gentf" / "classifiers"
+    assert user_cache("classifiers") == tmp_path / ".cache" / "gentf" / "classifiers"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_folder() == tmp_path / "xdg" / "gentf" / "classifiers"
+    assert user_cache("classifiers") == tmp_path / "xdg" / "gentf" / "classifiers"
     monkeypatch.setenv("GENTF_CACHE", str(tmp_path / "own"))
-    assert cache_folder() == tmp_path / "own" / "classifiers"
+    assert user_cache("classifiers") == tmp_path / "own" / "classifiers"
 
 
 def test_bad_arguments():

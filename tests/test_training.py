@@ -17,6 +17,7 @@ import pytest
 
 from gentf import config as configs
 from gentf.cli.main import run as gentf
+from gentf.data import DataSpec
 from gentf.errors import UserError
 from gentf.training import Run, checkpoint, train
 from gentf.training.log import read_metrics
@@ -155,6 +156,15 @@ def test_existing_folder_needs_resume(begun, capsys):
     assert before == {path: path.read_bytes() for path in begun.rglob("*") if path.is_file()}
 
 
+def test_a_folder_killed_before_it_was_a_run_can_be_begun_again(tmp_path):
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / "data.json").write_text("{")
+    (path / ".config.yaml.x1.tmp.yaml").write_text("")
+    config, spec = tiny(), DataSpec(name="digits", shape=(8, 8, 1))
+    assert Run.create(path, config, spec).config == config
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -231,7 +241,7 @@ def test_five_kills_and_a_term_leave_no_trace(tmp_path):
     for number in range(6):
         process = command(*arguments)
         started = Run(path).step if number else 0
-        wait_for(lambda: (path / "data.json").exists() and Run(path).step > started, process)  # noqa: B023
+        wait_for(lambda: (path / "config.yaml").exists() and Run(path).step > started, process)  # noqa: B023
         time.sleep(moments.uniform(0, 0.3))
         assert process.poll() is None, "the run ended before it could be stopped"
         process.send_signal(signal.SIGKILL if number < 5 else signal.SIGTERM)

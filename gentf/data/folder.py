@@ -26,7 +26,7 @@ from gentf.data.listing import Listing, list_images, printable
 from gentf.data.order import complete, fixed_order
 from gentf.data.source import DataSource, DataSpec, Settings, build
 from gentf.errors import UserError
-from gentf.files import atomic_write
+from gentf.files import atomic_write, user_cache
 
 _NAMED = 3  # corrupt files named in a message
 _FORMAT = 1  # of the cached inspection
@@ -188,10 +188,7 @@ def _listing_key(listing: Listing) -> str:
 
 
 def _cache_file(key: str) -> Path:
-    """In `inspections` in $GENTF_CACHE, else in $XDG_CACHE_HOME/gentf, else in ~/.cache/gentf."""
-    own, shared = os.environ.get("GENTF_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    base = Path(own) if own else Path(shared or "~/.cache").expanduser() / "gentf"
-    return base / "inspections" / f"{key[:32]}.json"
+    return user_cache("inspections") / f"{key[:32]}.json"
 
 
 def _remember(key: str, inspection: Inspection) -> None:

@@ -8,7 +8,6 @@ beside the same number for held-out real images.
 import dataclasses
 import hashlib
 import json
-import os
 import warnings
 import zipfile
 import zlib
@@ -20,7 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gentf.files import atomic_save
+from gentf.files import atomic_save, user_cache
 from gentf.metrics.estimate import Estimate, share_of, to_signed
 
 Batch = Mapping[str, np.ndarray | tf.Tensor]
@@ -197,13 +196,6 @@ def stream_of_arrays(images: np.ndarray, labels: np.ndarray) -> Callable[[int, i
     return stream
 
 
-def cache_folder() -> Path:
-    """`classifiers` in $GENTF_CACHE, else in $XDG_CACHE_HOME/gentf, else in ~/.cache/gentf."""
-    own, shared = os.environ.get("GENTF_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    root = Path(own) if own else (Path(shared) if shared else Path.home() / ".cache") / "gentf"
-    return root / "classifiers"
-
-
 def cached_classifier(
     fingerprint: str,
     image_shape: tuple[int, int, int],
@@ -226,11 +218,12 @@ def cached_classifier(
         fingerprint: of the data, splits included: other data must have another one.
         image_shape, num_classes, stream, count: see Classifier and Classifier.fit.
         test: returns the finite batches of held-out images on which `accuracy` is measured.
-        folder: of the cache; `cache_folder()` by default.
+        folder: of the cache; "classifiers" in the user's (`gentf.files.user_cache`) by default.
         warn: called with the text of a warning.
     """
     classifier = Classifier(image_shape, num_classes, recipe)
-    path = (folder or cache_folder()) / f"{classifier.recipe.key(fingerprint, classifier.image_shape, num_classes)}.npz"
+    key = classifier.recipe.key(fingerprint, classifier.image_shape, num_classes)
+    path = (folder or user_cache("classifiers")) / f"{key}.npz"
     if path.exists():
         try:
             _read(path, classifier)

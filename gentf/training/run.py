@@ -38,10 +38,10 @@ class Run:
     def create(cls, path: str | os.PathLike, config: Config, spec: DataSpec) -> "Run":
         """Make the folder. Raises UserError if there is a run (or any file) in it already."""
         path = Path(path)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(not _unfinished(entry.name) for entry in path.iterdir())):
             raise UserError(f"`run` must be a new or empty folder, or --resume given to go on. Received: {path}")
         atomic_write(path / "data.json", json.dumps(dataclasses.asdict(spec), indent=1))
-        atomic_write(path / "config.yaml", dump_yaml(config))
+        atomic_write(path / "config.yaml", dump_yaml(config))  # last: it is what makes the folder a run
         return cls(path)
 
     @property
@@ -72,3 +72,8 @@ def _read_spec(path: Path) -> DataSpec:
         return DataSpec(**plain)
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} does not describe a data set ({error})") from None
+
+
+def _unfinished(name: str) -> bool:
+    """Whether a file is what a kill inside `Run.create` leaves, before the folder is a run."""
+    return name == "data.json" or (name.startswith((".data.json.", ".config.yaml.")) and ".tmp" in name)
