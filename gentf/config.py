@@ -66,6 +66,7 @@ class GANConfig:
         "batch", "dcgan: normalization in the discriminator", choices=("none", "batch", "layer")
     )
     gradient_penalty: float = field(0.0, "weight of the gradient penalty; 10 for WGAN-GP", low=0.0)
+    r1: float = field(0.0, "gamma of the R1 penalty, the discriminator's slope at real images", low=0.0)
     discriminator_steps: int = field(1, "discriminator updates a generator update", low=1, high=100)
     ema_decay: float = field(0.999, "decay a step of the averaged generator that samples", low=0.0, high=0.999999)
 

@@ -64,13 +64,30 @@ def gradient_penalty(
         Scalar float32, >= 0.
     Reference: Gulrajani et al. (2017), equation 3.
     """
-    points = real + tf.reshape(mix, (-1, 1, 1, 1)) * (fake - real)
+    squares = _squared_slopes(discriminator, real + tf.reshape(mix, (-1, 1, 1, 1)) * (fake - real))
+    norm = tf.sqrt(squares + 1e-12)  # a derivative at zero
+    return tf.reduce_mean(tf.square(norm - 1.0))
+
+
+def r1_penalty(discriminator: Callable[[tf.Tensor], tf.Tensor], real: tf.Tensor) -> tf.Tensor:
+    """Half of the mean squared gradient of the discriminator at real images, to be multiplied by gamma.
+
+    Args:
+        discriminator: images (B, H, W, C) -> logits (B,), each from its own image alone (no batch normalization).
+        real: (B, H, W, C) float.
+    Returns:
+        Scalar float32, >= 0.
+    Reference: Mescheder, Geiger & Nowozin (2018), equation 9.
+    """
+    return 0.5 * tf.reduce_mean(_squared_slopes(discriminator, real))
+
+
+def _squared_slopes(discriminator: Callable[[tf.Tensor], tf.Tensor], points: tf.Tensor) -> tf.Tensor:
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(points)
         logits = discriminator(points)
     gradient = tf.cast(tape.gradient(logits, points), tf.float32)
-    norm = tf.sqrt(tf.reduce_sum(tf.square(gradient), axis=(1, 2, 3)) + 1e-12)  # a derivative at zero
-    return tf.reduce_mean(tf.square(norm - 1.0))
+    return tf.reduce_sum(tf.square(gradient), axis=(1, 2, 3))
 
 
 def _cross_entropy(real_logits: tf.Tensor, fake_logits: tf.Tensor) -> tf.Tensor:

@@ -120,3 +120,18 @@ def test_gradient_penalty_is_taken_between_the_images_and_differentiable():
     np.testing.assert_allclose(penalty, np.mean((0.7 * points - 1) ** 2), rtol=1e-5)
     expected = np.mean(2 * (0.7 * points - 1) * points)
     np.testing.assert_allclose(tape.gradient(penalty, weight), expected, rtol=1e-5)
+
+
+def test_r1_of_a_linear_discriminator_is_half_its_squared_slope():
+    slope = tf.reshape(tf.range(12.0), (2, 3, 2))
+    penalty = losses.r1_penalty(lambda x: tf.reduce_sum(slope * x, axis=(1, 2, 3)), tf.ones((5, 2, 3, 2)))
+    np.testing.assert_allclose(penalty, 0.5 * np.sum(np.arange(12.0) ** 2), rtol=1e-6)
+
+
+def test_r1_looks_at_the_images_given_and_is_differentiable():
+    weight = tf.Variable(3.0)
+    real = tf.constant([1.0, 2.0], shape=(2, 1, 1, 1))
+    with tf.GradientTape() as tape:
+        penalty = losses.r1_penalty(lambda x: weight * tf.reduce_sum(x * x, axis=(1, 2, 3)) / 2, real)
+    np.testing.assert_allclose(penalty, 0.5 * 9.0 * 2.5, rtol=1e-6)  # slopes are weight x
+    np.testing.assert_allclose(tape.gradient(penalty, weight), 3.0 * 2.5, rtol=1e-6)

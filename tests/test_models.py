@@ -39,6 +39,7 @@ def model() -> GAN:
         ({"ema_decay": 1.0}, "`ema_decay` must be in"),
         ({"generator_normalization": "layer"}, "`generator_normalization` must be"),
         ({"discriminator_normalization": "group"}, "`discriminator_normalization` must be"),
+        ({"network": "dcgan", "r1": 1.0}, "`discriminator_normalization` must be 'layer' or 'none'"),
         ({"network": "dcgan", "gradient_penalty": 10.0}, "`discriminator_normalization` must be 'layer' or 'none'"),
         ({"seed": -1}, "`seed` must be from 0"),
     ],
