@@ -86,7 +86,7 @@ def categorical(seed: tf.Tensor, logits: tf.Tensor, counter: int | tf.Tensor = 0
     Returns:
         (B,) int32 in [0, K).
     """
-    u = uniform(seed, (logits.shape[-1],), counter) + 2.0**-25  # inside (0, 1), so that both logarithms are finite
+    u = tf.maximum(uniform(seed, (logits.shape[-1],), counter), 2.0**-25)  # inside (0, 1): both logarithms are finite
     gumbel = -tf.math.log(-tf.math.log(u))
     return tf.argmax(tf.cast(logits, tf.float32) + gumbel, axis=-1, output_type=tf.int32)
 

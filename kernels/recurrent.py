@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from gentf.kernels.quantize import lookup
+
 Tensors = tuple[tf.Tensor, ...]
 
 
@@ -133,7 +135,7 @@ def lengths_mask(lengths: tf.Tensor, steps: int | tf.Tensor) -> tf.Tensor:
 def project(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None) -> tf.Tensor:
     """x W + b over all steps: one product for (T, B, D) floats, gathered rows of W + b for (T, B) integers."""
     if x.dtype.is_integer:
-        return _gather_rows(kernel if bias is None else kernel + bias, x)
+        return lookup(kernel if bias is None else kernel + bias, x)  # its gradient is dense: the table is small
     y = tf.matmul(tf.reshape(x, (-1, x.shape[-1])), kernel)
     y = y if bias is None else y + bias
     return tf.reshape(y, (*_sizes(x)[:2], kernel.shape[-1]))
@@ -431,17 +433,6 @@ def _swap_last_gates(weight: tf.Tensor) -> tf.Tensor:
     """Columns i, f, g, o in the order i, f, o, g."""
     i, f, g, o = tf.split(weight, 4, axis=-1)
     return tf.concat([i, f, o, g], axis=-1)
-
-
-@tf.custom_gradient
-def _gather_rows(table: tf.Tensor, index: tf.Tensor):
-    """Rows of a small table; the gradient is a dense sum by row, not a list of slices."""
-
-    def gradient(dy):
-        dy = tf.reshape(dy, (-1, dy.shape[-1]))
-        return tf.math.unsorted_segment_sum(dy, tf.reshape(index, (-1,)), table.shape[0]), None
-
-    return tf.gather(table, index), gradient
 
 
 def _sizes(x: tf.Tensor) -> list:

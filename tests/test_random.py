@@ -134,3 +134,9 @@ def test_plain_graph_holds_no_xla_operation():
         tf.function(lambda s: random.normal(s, (4,))).get_concrete_function(tf.TensorSpec((None, 2), tf.int32)).graph
     )
     assert not [op.type for op in graph.get_operations() if "xla" in op.type.lower() or "Stateless" in op.type]
+
+
+def test_categorical_survives_the_largest_uniform(monkeypatch):
+    """The largest uniform number under an excluded index: its logarithms stay finite, and the index stays out."""
+    monkeypatch.setattr(random, "uniform", lambda *_: tf.constant([[1.0 - 2.0**-24, 0.0]]))
+    assert int(random.categorical(SEEDS[:1], tf.constant([[-math.inf, 0.0]]))[0]) == 1

@@ -1,0 +1,242 @@
+"""Each kernel in its plainest form: slow, large in memory, differentiated by TensorFlow. The tests' yardstick.
+
+A reference has the kernel's name, arguments and results.
+"""
+
+import math
+
+import tensorflow as tf
+
+
+def bias_act(x, bias=None, *, activation="linear", slope=0.2, gain=None, clamp=None):
+    u = x if bias is None else x + bias
+    function = {
+        "linear": lambda: u,
+        "relu": lambda: tf.maximum(u, 0.0),
+        "lrelu": lambda: tf.where(u > 0.0, u, slope * u),
+        "tanh": lambda: tf.tanh(u),
+        "sigmoid": lambda: tf.sigmoid(u),
+        "elu": lambda: tf.where(u < 0.0, tf.math.expm1(tf.minimum(u, 0.0)), u),
+        "selu": lambda: 1.05070098 * tf.where(u < 0.0, 1.67326324 * tf.math.expm1(tf.minimum(u, 0.0)), u),
+        "softplus": lambda: tf.math.log1p(tf.exp(u)),
+    }[activation]
+    if gain is None:
+        gain = math.sqrt(2.0) if activation in ("relu", "lrelu") else 1.0
+    y = function() * gain
+    return y if clamp is None else tf.where(tf.abs(y) < clamp, y, clamp * tf.sign(y))
+
+
+# --- recurrent
+
+
+def rnn(x, kernel, recurrent_kernel, bias, state, *, activation="tanh", mask=None, reverse=False, segment=None):
+    activate = {"tanh": tf.tanh, "relu": tf.nn.relu}[activation]
+
+    def step(x, h):
+        return (activate(x + h[0] @ recurrent_kernel),)
+
+    outputs, (h,) = _recur(step, x, kernel, bias, (state,), mask, reverse)
+    return outputs, h
+
+
+def lstm(x, kernel, recurrent_kernel, bias, state, *, mask=None, reverse=False, segment=None):
+    def step(x, state):
+        i, f, g, o = tf.split(x + state[0] @ recurrent_kernel, 4, axis=1)
+        c = tf.sigmoid(f) * state[1] + tf.sigmoid(i) * tf.tanh(g)
+        return tf.sigmoid(o) * tf.tanh(c), c
+
+    return _recur(step, x, kernel, bias, state, mask, reverse)
+
+
+def gru(
+    x, kernel, recurrent_kernel, bias, state, *, recurrent_bias=0.0, reset_after=True, mask=None, reverse=False,
+    segment=None,
+):  # fmt: skip
+    def step(x, state):
+        (h,) = state
+        x_z, x_r, x_c = tf.split(x, 3, axis=1)
+        h_z, h_r, h_c = tf.split(h @ recurrent_kernel + recurrent_bias, 3, axis=1)
+        z, r = tf.sigmoid(x_z + h_z), tf.sigmoid(x_r + h_r)
+        if not reset_after:
+            h_c = (r * h) @ tf.split(recurrent_kernel, 3, axis=1)[2]
+        c = tf.tanh(x_c + (r * h_c if reset_after else h_c))
+        return (z * h + (1 - z) * c,)
+
+    outputs, (h,) = _recur(step, x, kernel, bias, (state,), mask, reverse)
+    return outputs, h
+
+
+def _recur(step, x, kernel, bias, state, mask, reverse):
+    if x.dtype.is_integer:
+        x = tf.one_hot(x, kernel.shape[0])
+    outputs = []
+    for t in reversed(range(x.shape[0])) if reverse else range(x.shape[0]):
+        new = step(x[t] @ kernel + (0.0 if bias is None else bias), state)
+        state = new if mask is None else tuple(tf.where(mask[t][:, None], a, b) for a, b in zip(new, state))
+        outputs.append(state[0])
+    return tf.stack(outputs), tuple(state)
+
+
+# --- quantize
+
+
+def nearest(z, codebook):
+    distance = tf.reduce_sum(tf.square(z[..., None, :] - codebook), axis=-1)
+    return tf.argmin(distance, axis=-1, output_type=tf.int32)
+
+
+def lookup(codebook, indices):
+    return tf.tensordot(tf.one_hot(indices, codebook.shape[0]), codebook, 1)
+
+
+def straight_through(z, quantized):
+    return z + tf.stop_gradient(quantized - z)
+
+
+def rotation_trick(z, quantized):
+    e, f = (tf.stop_gradient(x / tf.norm(x, axis=-1, keepdims=True))[..., None] for x in (z, quantized))
+    r = (e + f) / tf.norm(e + f, axis=-2, keepdims=True)
+    turn = tf.eye(z.shape[-1]) - 2.0 * tf.matmul(r, r, transpose_b=True) + 2.0 * tf.matmul(f, e, transpose_b=True)
+    scale = tf.stop_gradient(tf.norm(quantized, axis=-1, keepdims=True) / tf.norm(z, axis=-1, keepdims=True))
+    return scale * tf.matmul(turn, z[..., None])[..., 0]
+
+
+def code_statistics(z, indices, size):
+    chosen = tf.reshape(tf.one_hot(indices, size), (-1, size))
+    rows = tf.stop_gradient(tf.reshape(z, (-1, z.shape[-1])))
+    return tf.reduce_sum(chosen, axis=0), tf.matmul(chosen, rows, transpose_a=True)
+
+
+def fsq(z, levels):
+    columns, index, place = [], 0, 1
+    for column, level in zip(tf.unstack(z, axis=-1), levels):
+        half, offset = (level - 1) * 0.999 / 2, 0.5 * (level % 2 == 0)
+        bounded = half * tf.tanh(column + math.tan(offset / half)) - offset
+        rounded = bounded + tf.stop_gradient(tf.round(bounded) - bounded)
+        columns.append(rounded / (level // 2))
+        index += place * (tf.cast(tf.round(rounded), tf.int32) + level // 2)
+        place *= level
+    return tf.stack(columns, axis=-1), index
+
+
+# --- mixture
+
+
+def log_prob(x, logits, means, log_scales, *, levels=256, coefficients=None):
+    logits, means, log_scales = (tf.cast(p, tf.float64) for p in (logits, means, log_scales))
+    x = tf.cast(x, tf.float64)[..., None, :]
+    value, half = 2.0 * x / (levels - 1) - 1.0, 1.0 / (levels - 1)
+    if coefficients is not None:
+        c, channels = tf.unstack(tf.cast(coefficients, tf.float64), axis=-1), tf.unstack(means, axis=-1)
+        pairs = [(i, j) for i in range(len(channels)) for j in range(i)]
+        for coefficient, (i, j) in zip(c, pairs):
+            channels[i] += coefficient * value[..., j]
+        means = tf.stack(channels, axis=-1)
+    upper, lower = ((value + edge - means) / tf.exp(log_scales) for edge in (half, -half))
+    right = upper + lower > 0.0  # the bin is measured from its nearer tail, where its ends differ most
+    far, near = tf.where(right, -lower, upper), tf.where(right, -upper, lower)
+    far, near = tf.math.log_sigmoid(far), tf.math.log_sigmoid(near)
+    logarithm = far + tf.math.log1p(-tf.exp(near - far))
+    logarithm = tf.where(x == 0.0, tf.math.log_sigmoid(upper), logarithm)
+    logarithm = tf.where(x == levels - 1.0, tf.math.log_sigmoid(-lower), logarithm)
+    joint = tf.nn.log_softmax(logits) + tf.reduce_sum(logarithm, axis=-1)
+    return tf.cast(tf.reduce_logsumexp(joint, axis=-1), tf.float32)
+
+
+def upfirdn(x, filter, *, up=1, down=1, padding=(0, 0, 0, 0), gain=1.0, flip=False):
+    taps = tf.convert_to_tensor(filter, x.dtype)
+    taps = tf.tensordot(taps, taps, 0) if len(taps.shape) == 1 else taps
+    taps = taps if flip else tf.reverse(taps, [0, 1])
+    (up_y, up_x), (down_y, down_x) = ((n, n) if isinstance(n, int) else n for n in (up, down))
+    rows = [row for i in range(x.shape[1]) for row in (x[:, i], *[tf.zeros_like(x[:, i])] * (up_y - 1))]
+    x = tf.stack(rows, 1)
+    columns = [line for j in range(x.shape[2]) for line in (x[:, :, j], *[tf.zeros_like(x[:, :, j])] * (up_x - 1))]
+    x = tf.stack(columns, 2)
+    top, bottom, left, right = padding
+    x = tf.pad(x, [[0, 0], [max(0, top), max(0, bottom)], [max(0, left), max(0, right)], [0, 0]])
+    x = x[:, max(0, -top) : x.shape[1] - max(0, -bottom), max(0, -left) : x.shape[2] - max(0, -right)]
+    height, width = x.shape[1] - taps.shape[0] + 1, x.shape[2] - taps.shape[1] + 1
+    y = sum(
+        taps[k, l] * x[:, k : k + height, l : l + width] for k in range(taps.shape[0]) for l in range(taps.shape[1])
+    )
+    return gain * y[:, ::down_y, ::down_x]
+
+
+def conv2d(x, kernel, *, strides=1, padding="SAME", dilation=1):
+    if not isinstance(padding, str):
+        x, padding = tf.pad(x, [[0, 0], *padding, [0, 0]]), "VALID"
+    return tf.nn.conv2d(x, kernel, strides, padding, dilations=dilation)
+
+
+def conv2d_transpose(x, kernel, *, strides=1, padding="SAME", output_size=None):
+    """The input gradient of `conv2d`, column by column of its matrix."""
+    s = (strides, strides) if isinstance(strides, int) else strides
+    if output_size is None:
+        sizes = zip(x.shape[1:3], s, kernel.shape[:2], (0, 1))
+        output_size = [
+            n * t
+            if padding == "SAME"
+            else n * t + max(k - t, 0)
+            if padding == "VALID"
+            else (n - 1) * t + k - sum(padding[i])
+            for n, t, k, i in sizes
+        ]
+    height, width, channels = *output_size, kernel.shape[2]
+    pixels = tf.reshape(tf.eye(height * width * channels), (-1, height, width, channels))
+    matrix = conv2d(pixels, kernel, strides=strides, padding=padding)
+    return tf.reshape(tf.einsum("bijc,pijc->bp", x, matrix), (-1, height, width, channels))
+
+
+def masked_conv2d(x, kernel, *, mask="B", colors=1):
+    height, width, inputs, outputs = kernel.shape
+    rows = []
+    for k in range(height):
+        for l in range(width):
+            for i in range(inputs):
+                before, at = (k, l) < (height // 2, width // 2), (k, l) == (height // 2, width // 2)
+                for o in range(outputs):
+                    of, to = i // (inputs // colors), o // (outputs // colors)
+                    rows.append(before or (at and (of < to or (mask == "B" and of == to))))
+    return tf.nn.conv2d(x, kernel * tf.reshape(tf.cast(rows, x.dtype), kernel.shape), 1, "SAME")
+
+
+def shifted_conv2d(x, kernel, *, direction="down", strict=False):
+    height, width = kernel.shape[:2]
+    left, right = (width // 2, width // 2) if direction == "down" else (width - 1, 0)
+    y = tf.nn.conv2d(tf.pad(x, [[0, 0], [height - 1, 0], [left, right], [0, 0]]), kernel, 1, "VALID")
+    if strict and direction == "down":
+        return tf.concat([tf.zeros_like(y[:, :1]), y[:, :-1]], 1)
+    return tf.concat([tf.zeros_like(y[:, :, :1]), y[:, :, :-1]], 2) if strict else y
+
+
+def causal_conv1d(x, kernel, *, dilation=1):
+    taps, length = kernel.shape[0], x.shape[1]
+    return sum(
+        tf.pad(x, [[0, 0], [(taps - 1 - k) * dilation, 0], [0, 0]])[:, :length] @ kernel[k] for k in range(taps)
+    )
+
+
+def modulated_conv2d(x, kernel, style, *, demodulate=True, up=1, down=1, filter=(1, 3, 3, 1), epsilon=1e-8):
+    """Each image by its own kernel; what lies around the image is zero up to 8 pixels away, then cut off."""
+    margin, half = 8, kernel.shape[0] // 2
+    taps = tf.cast(filter, x.dtype) / float(sum(filter))
+    images = []
+    for b in range(x.shape[0]):
+        weights = kernel * style[b][:, None]
+        if demodulate:
+            weights = weights / tf.sqrt(tf.reduce_sum(weights**2, (0, 1, 2)) + epsilon)
+        image = x[b : b + 1]
+        if up > 1:
+            image = upfirdn(image, [[1.0]], up=up, padding=(margin,) * 4)
+            image = upfirdn(tf.nn.conv2d(image, weights, 1, "VALID"), taps, gain=float(up * up))
+            first = margin - half - (len(filter) + up - 1) // 2
+            size = [n * up for n in x.shape[1:3]]
+            image = image[:, first : first + size[0], first : first + size[1]]
+        elif down > 1:
+            before, after = (len(filter) - down + 1) // 2 + half, (len(filter) - down) // 2 + half
+            image = upfirdn(image, taps, padding=(before, after, before, after))
+            image = tf.nn.conv2d(image, weights, 1, "VALID")[:, ::down, ::down]
+        else:
+            image = tf.nn.conv2d(image, weights, 1, "SAME")
+        images.append(image)
+    return tf.concat(images, 0)
