@@ -1,4 +1,4 @@
-"""`make bench`: time the training steps beside their peers, in turns, and write RESULTS.md and results.png."""
+"""`make bench`: time training steps and decoding beside their peers, in turns, and write RESULTS.md and results.png."""
 
 import argparse
 import json
@@ -10,34 +10,24 @@ import sys
 import time
 from pathlib import Path
 
+from rows import ROWS, Row, decode_bytes
+
 HERE = Path(__file__).parent
-# gentf is what `gentf train` does (`train.jit=auto`); gentf-graph does not compile with XLA, gentf-xla does.
-CONTENDERS = ("gentf", "gentf-graph", "gentf-xla", "gentf-fit", "keras-fit", "torch-eager", "torch-compiled")
-# Compiling ten steps of the DCGAN in one loop takes XLA more than a minute on a CPU, and it is slower then.
-LEFT_OUT = {"mlp": ("gentf-xla",), "dcgan": ("gentf-graph", "gentf-xla")}
-STEPS = {"mlp": 200, "dcgan": 20}
-TITLES = {
-    "mlp": "MLP GAN 100-128-256-784 / 784-256-128-1, batch 128",
-    "dcgan": "DCGAN 28x28x1, channels 32-64-128, batch 128",
-}
+SCRIPTS = {"gentf": "ours.py", "keras": "keras_peers.py", "torch": "torch_peers.py", "transformers": "torch_peers.py"}
 
 
 class Worker:
     """A contender's process."""
 
-    def __init__(self, contender: str, network: str):
-        torch = os.environ.get("GENTF_BENCH_TORCH")
-        python, file = (
-            (torch, "torch_peers.py") if contender.startswith("torch") else (sys.executable, "tensorflow_peers.py")
-        )
+    def __init__(self, contender: str, name: str, python: str):
         self.name = contender
         self.results: list[dict] = []
+        script = SCRIPTS[contender.split("-")[0]]
         self._process = subprocess.Popen(
-            [str(python), str(HERE / file), contender, network],
+            [python, str(HERE / script), contender, name],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=HERE,
         )  # fmt: skip
-        if not self._read().get("ready"):
-            raise RuntimeError(f"{contender} did not start")
+        self.start = self._read()
 
     def measure(self, steps: int) -> None:
         assert self._process.stdin is not None
@@ -49,6 +39,9 @@ class Worker:
         self._process.kill()
         self._process.wait()
 
+    def median(self, key: str = "ms") -> float:
+        return statistics.median(result[key] for result in self.results if key in result)
+
     def _read(self) -> dict:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
@@ -57,80 +50,135 @@ class Worker:
         return json.loads(line)
 
 
-def compare(network: str, rounds: int, contenders: list[str]) -> list[Worker]:
-    names = [name for name in contenders if not name.startswith("torch") or os.environ.get("GENTF_BENCH_TORCH")]
+def python_of(contender: str) -> str | None:
+    """The interpreter of a contender; None where it is not installed."""
+    if not contender.startswith(("torch", "transformers")):
+        return sys.executable
+    python = os.environ.get("GENTF_BENCH_TORCH")
+    module = contender.split("-")[0]
+    if not python or subprocess.run([python, "-c", f"import {module}"], capture_output=True).returncode:
+        return None
+    return python
+
+
+def compare(name: str, rounds: int, contenders: list[str]) -> list[Worker]:
     workers = []
-    for name in names:
+    for contender in contenders:
+        python = python_of(contender)
+        if python is None:
+            print(f"{name}: {contender} is not installed, left out", file=sys.stderr)
+            continue
         started = time.perf_counter()
-        workers.append(Worker(name, network))
-        print(f"{network}: {name} is ready after {time.perf_counter() - started:.1f} s", file=sys.stderr)
+        workers.append(Worker(contender, name, python))
+        print(f"{name}: {contender} is ready after {time.perf_counter() - started:.1f} s", file=sys.stderr)
     for number in range(rounds):
         for worker in workers:
-            worker.measure(STEPS[network])
+            worker.measure(ROWS[name].steps)
         told = ", ".join(f"{worker.name} {worker.results[-1]['ms']:.2f}" for worker in workers)
-        print(f"{network}: round {number + 1}/{rounds}, ms a step: {told}", file=sys.stderr)
+        print(f"{name}: round {number + 1}/{rounds}, ms a step: {told}", file=sys.stderr)
     for worker in workers:
         worker.stop()
     return workers
 
 
-def table(network: str, workers: list[Worker]) -> str:
-    ours = statistics.median(result["ms"] for result in workers[0].results)
+def best_peer(workers: list[Worker]) -> Worker | None:
+    peers = [worker for worker in workers if not worker.name.startswith("gentf")]
+    return min(peers, key=Worker.median, default=None)
+
+
+def table(name: str, row: Row, workers: list[Worker]) -> str:
+    ours = workers[0].median()
     rate = statistics.median(result["gflops"] for worker in workers for result in worker.results)
+    told = f"Matrix products in between: {rate:.0f} GFLOP/s (1024 x 1024, float32)."
+    if row.gflop:
+        told += f" The model's {row.gflop:.3g} GFLOP a step take {1000 * row.gflop / rate:.3g} ms at that rate."
+    if name.startswith("decode"):
+        told += f" A token reads {decode_bytes(row.batch) / 1e6:.0f} MB of weights and cache."
     lines = [
-        f"## {TITLES[network]}",
+        f"## {row.title}",
         "",
-        f"Matrix products in between: {rate:.0f} GFLOP/s (1024 x 1024, float32).",
+        told,
         "",
-        "| contender | ms a step, median | least to most | times gentf | waiting for data |",
-        "|---|---|---|---|---|",
+        "| contender | ms a step, median | least to most | times gentf | of the bound | first steps, s | memory, MiB |",
+        "|---|---|---|---|---|---|---|",
     ]
     for worker in workers:
-        times = [result["ms"] for result in worker.results]
-        middle = statistics.median(times)
-        waits = [result["data_wait"] for result in worker.results if "data_wait" in result]
-        waiting = f"{statistics.median(waits):.1%}" if waits else ""
+        times, middle = [result["ms"] for result in worker.results], worker.median()
+        bound = f"{1000 * row.gflop / rate / middle:.0%}" if row.gflop else ""
         lines.append(
-            f"| {worker.name} | {middle:.2f} | {min(times):.2f} to {max(times):.2f} | {middle / ours:.2f} | {waiting} |"
+            f"| {worker.name} | {middle:.2f} | {min(times):.2f} to {max(times):.2f} | {middle / ours:.2f} | {bound} "
+            f"| {worker.start['first_s']:.1f} | {worker.start['memory_mb']:.0f} |"
         )
+    if any("data_wait" in result for result in workers[0].results):
+        lines += ["", f"gentf waits for data {workers[0].median('data_wait'):.1%} of the time."]
+    return "\n".join(lines)
+
+
+def summary(results: dict[str, list[Worker]]) -> str:
+    lines = ["| row | gentf, ms | next best | its ratio to gentf |", "|---|---|---|---|"]
+    ratios = []
+    for name, workers in results.items():
+        peer = best_peer(workers)
+        if peer is None:
+            continue
+        ratio = peer.median() / workers[0].median()
+        if not name.startswith("decode"):
+            ratios.append(ratio)
+        lines.append(f"| {ROWS[name].title} | {workers[0].median():.2f} | {peer.name} | {ratio:.2f} |")
+    if ratios:
+        lines += ["", f"Median ratio of the training rows: {statistics.median(ratios):.2f}."]
     return "\n".join(lines)
 
 
 def draw(results: dict[str, list[Worker]]) -> None:
+    """Each contender's time as a multiple of gentf's; shorter is faster."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5 * len(results), 3), layout="constrained")
-    for axes, (network, workers) in zip(figure.subplots(1, len(results), squeeze=False)[0], results.items()):
-        names = [worker.name for worker in workers]
-        axes.barh(names[::-1], [statistics.median(r["ms"] for r in worker.results) for worker in workers][::-1])
-        axes.set(title=TITLES[network].split(",")[0], xlabel="ms a step")
-    figure.savefig(HERE / "results.png", dpi=100)
+    names = sorted({worker.name for workers in results.values() for worker in workers})
+    figure = Figure(figsize=(9, 1.2 + 0.16 * sum(len(workers) + 1 for workers in results.values())))
+    axes = figure.subplots()
+    place, ticks = 0.0, []
+    for name, workers in results.items():
+        ours = workers[0].median()
+        for worker in workers:
+            axes.barh(-place, worker.median() / ours, color=f"C{names.index(worker.name)}", height=0.9)
+            axes.text(worker.median() / ours, -place, f" {worker.name} {worker.median():.3g} ms", va="center", size=7)
+            place += 1
+        ticks.append((-(place - (len(workers) + 1) / 2), name))
+        place += 1
+    axes.set_yticks([tick for tick, _ in ticks], [label for _, label in ticks])
+    axes.axvline(1.0, color="0.5", linewidth=0.8)
+    axes.set(xlabel="time of a step, in times gentf's", title="Steps beside their peers")
+    axes.margins(x=0.15)
+    figure.savefig(HERE / "results.png", dpi=110, bbox_inches="tight")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--networks", nargs="+", default=list(STEPS), choices=list(STEPS))
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, help="all by default that are worth the time")
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--contenders", nargs="+", help="those of the row by default")
     arguments = parser.parse_args()
     results = {}
-    for network in arguments.networks:
-        usual = [name for name in CONTENDERS if name not in LEFT_OUT[network]]
-        results[network] = compare(network, arguments.rounds, arguments.contenders or usual)
+    for name in arguments.rows:
+        chosen = [c for c in ROWS[name].contenders if not arguments.contenders or c in arguments.contenders]
+        results[name] = compare(name, arguments.rounds, chosen)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
     head = [
-        "# Training steps beside their peers",
+        "# Steps beside their peers",
         "",
         f"`make bench` at commit {commit.stdout.strip() or 'unknown'}; {os.cpu_count()} cores, {platform.machine()}, "
         f"{arguments.rounds} rounds in turns. What is compared, and how, stands in [README.md](README.md).",
         "",
-        "![ms a step](results.png)",
+        summary(results),
+        "",
+        "![times of a step](results.png)",
         "",
     ]
-    text = "\n".join(head) + "\n" + "\n\n".join(table(network, workers) for network, workers in results.items()) + "\n"
-    (HERE / "RESULTS.md").write_text(text)
+    tables = "\n\n".join(table(name, ROWS[name], workers) for name, workers in results.items())
+    (HERE / "RESULTS.md").write_text("\n".join(head) + "\n" + tables + "\n")
     draw(results)
-    print(text)
+    print("\n".join(head) + "\n" + tables)
 
 
 if __name__ == "__main__":

@@ -5,20 +5,26 @@ them spent waiting for data, where it measures that).
 """
 
 import json
+import resource
 import sys
 import time
 from collections.abc import Callable
 
-BATCH, LATENT, HEIGHT, WIDTH = 128, 100, 28, 28
-IMAGES = 12800  # drawn once: no contender reads files
-LEARNING_RATE, BETA_1, BETA_2 = 2e-4, 0.5, 0.999
-EMA_DECAY = 0.999
 
+def serve(make: Callable[[], Callable[[int], dict | None]], gemm: Callable[[], object], warm_up: int) -> None:
+    """Answer requests.
 
-def serve(run: Callable[[int], dict | None], gemm: Callable[[], object]) -> None:
-    """Answer requests. `run(steps)` trains that many; `gemm()` multiplies two 1024 x 1024 float32 matrices."""
-    run(20)
-    print(json.dumps({"ready": True}), flush=True)
+    Args:
+        make: builds the contender; `make()(steps)` trains that many steps.
+        gemm: multiplies two 1024 x 1024 float32 matrices.
+        warm_up: steps before the first measurement, enough to compile everything.
+    """
+    before = peak_mb()
+    started = time.perf_counter()
+    run = make()
+    run(warm_up)
+    first = time.perf_counter() - started
+    print(json.dumps({"ready": True, "first_s": first, "memory_mb": peak_mb() - before}), flush=True)
     for line in sys.stdin:
         steps = int(line)
         started = time.perf_counter()
@@ -30,3 +36,8 @@ def serve(run: Callable[[int], dict | None], gemm: Callable[[], object]) -> None
             gemm()
             rates.append(2 * 1024**3 / (time.perf_counter() - started) / 1e9)
         print(json.dumps({"ms": 1000 * seconds / steps, "gflops": max(rates)} | extra), flush=True)
+
+
+def peak_mb() -> float:
+    """The largest resident size of this process so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

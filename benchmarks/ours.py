@@ -1,0 +1,230 @@
+"""gentf's contenders: the training loop of `gentf train`, with its data pipeline where the row has images."""
+
+import sys
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+from rows import (
+    CODE,
+    CONTEXT,
+    GATES,
+    HEADS,
+    HEIGHT,
+    HIDDEN,
+    IMAGES,
+    LAYERS,
+    MODEL,
+    ROWS,
+    STEPS,
+    UNITS,
+    VOCABULARY,
+    WIDTH,
+    scale,
+)
+from worker import serve
+
+from gentf import config as configs
+from gentf.data import DataSpec
+from gentf.data.examples import ArrayExamples, aligned_empty
+from gentf.data.source import Split
+from gentf.kernels import attention, cross_entropy, optimizer, random, recurrent
+from gentf.models import build
+from gentf.training.devices import choose_jit
+from gentf.training.loop import Window
+from gentf.training.steps import Steps, batches
+
+PRESETS = {"mlp-gan": "gan-mnist", "dcgan": "dcgan-mnist"}
+# the row's discriminator is DCGAN's, with batch normalization, as the peers' is
+OVERRIDES = {"dcgan": ["model.discriminator_normalization=batch", "model.r1=0", "optimizer.learning_rate=2e-4",
+                       "optimizer.beta_1=0.5", "optimizer.beta_2=0.999"]}  # fmt: skip
+PER_CALL = 10
+
+
+def images() -> np.ndarray:
+    array = aligned_empty((IMAGES, HEIGHT, WIDTH, 1), "uint8")
+    array[:] = np.random.default_rng(0).integers(0, 256, array.shape, np.uint8)
+    return array
+
+
+def gan(name: str):
+    config = configs.resolve(PRESETS[name], OVERRIDES.get(name, []))
+    return config, build(config, DataSpec(name="random", shape=(HEIGHT, WIDTH, 1)))
+
+
+class Model:
+    """A likelihood model as the training loop sees it: one update a batch, by `loss` and an optimizer.
+
+    The loop's families are adversarial so far; these rows time what the others are made of.
+    """
+
+    def __init__(self, tuned: keras.optimizers.Optimizer):
+        self.weights: list[keras.Variable] = []
+        self.optimizer = tuned
+        self.step = keras.Variable(0, dtype="int64", trainable=False)
+
+    def weight(self, *shape: int, bound: float | None = None) -> keras.Variable:
+        limit = bound if bound is not None else (6.0 / sum(shape)) ** 0.5 if len(shape) > 1 else 0.0
+        values = np.random.default_rng(len(self.weights)).uniform(-limit, limit, shape)
+        self.weights.append(keras.Variable(values, dtype="float32"))
+        return self.weights[-1]
+
+    def loss(self, batch: dict[str, tf.Tensor]) -> tf.Tensor:
+        raise NotImplementedError
+
+    def update(self, batch: dict[str, tf.Tensor], jit: bool = False) -> dict[str, tf.Tensor]:
+        with tf.GradientTape() as tape:
+            loss = self.loss(batch)
+        self.optimizer.apply(tape.gradient(loss, [weight.value for weight in self.weights]), self.weights)
+        self.step.assign_add(1)
+        return {"loss": tf.stack([loss, 1.0])}
+
+
+class VAE(Model):
+    def __init__(self):
+        super().__init__(optimizer.Adam(1e-3))
+        pixels = HEIGHT * WIDTH
+        sizes = ((pixels, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, 2 * CODE))
+        self.encoder = [(self.weight(a, b), self.weight(b)) for a, b in sizes]
+        sizes = ((CODE, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, pixels))
+        self.decoder = [(self.weight(a, b), self.weight(b)) for a, b in sizes]
+        self.optimizer.build(self.weights)
+
+    def loss(self, batch):
+        x = tf.cast(tf.reshape(batch["image"], (-1, HEIGHT * WIDTH)), tf.float32) / 255.0
+        mean, log_var = tf.split(dense(x, self.encoder), 2, axis=1)
+        seeds = random.fold_in(random.spread(0, ROWS["vae"].batch), self.step.value)
+        z = mean + tf.exp(0.5 * log_var) * random.normal(seeds, (CODE,))
+        logits = dense(z, self.decoder)
+        nll = tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(labels=x, logits=logits), axis=1)
+        kl = 0.5 * tf.reduce_sum(tf.exp(log_var) + mean**2 - 1.0 - log_var, axis=1)
+        return tf.reduce_mean(nll + kl)
+
+
+def dense(x: tf.Tensor, layers) -> tf.Tensor:
+    for number, (kernel, bias) in enumerate(layers):
+        x = tf.matmul(x, kernel.value) + bias.value
+        x = tf.nn.relu(x) if number < len(layers) - 1 else x
+    return x
+
+
+class Recurrent(Model):
+    """Characters embedded, two recurrent layers, a softmax. The first layer's input projection is a table."""
+
+    def __init__(self, kind: str):
+        super().__init__(optimizer.Adam(1e-3))
+        self.kind, columns, bound = kind, GATES[kind] * UNITS, scale(UNITS)
+        self.embedding = self.weight(VOCABULARY, UNITS)
+        biases = 2 if kind == "gru" else 1
+        self.layers = [
+            (self.weight(UNITS, columns, bound=bound), self.weight(UNITS, columns, bound=bound),
+             *(self.weight(columns, bound=bound) for _ in range(biases)))
+            for _ in range(2)
+        ]  # fmt: skip
+        self.head = self.weight(UNITS, VOCABULARY, bound=bound), self.weight(VOCABULARY)
+        self.optimizer.build(self.weights)
+
+    def loss(self, batch):
+        tokens = tf.transpose(batch["tokens"])
+        x, start = tokens[:-1], tf.zeros((ROWS[self.kind].batch, UNITS))
+        for number, layer in enumerate(self.layers):
+            kernel, state_kernel, bias, *rest = (weight.value for weight in layer)
+            kernel = kernel if number else tf.matmul(self.embedding.value, kernel)
+            if self.kind == "lstm":
+                x, _ = recurrent.lstm(x, kernel, state_kernel, bias, (start, start))
+            else:
+                x, _ = recurrent.gru(x, kernel, state_kernel, bias, start, recurrent_bias=rest[0])
+        return mean_cross_entropy(x, *(weight.value for weight in self.head), tokens[1:])
+
+
+def mean_cross_entropy(hidden, kernel, bias, labels, transpose=False):
+    weights = tf.fill(tf.shape(labels), 1.0 / tf.cast(tf.size(labels), tf.float32))
+    return cross_entropy.weighted_linear_cross_entropy(hidden, kernel, bias, labels, weights, transpose=transpose)
+
+
+class GPT(Model):
+    """Pre-norm Transformer with learned positions and tied embeddings, without biases."""
+
+    def __init__(self):
+        super().__init__(optimizer.AdamW(1e-3, weight_decay=0.1, beta_1=0.9, beta_2=0.99, global_clipnorm=1.0))
+        self.embedding, self.positions = self.weight(VOCABULARY, MODEL, bound=0.03), self.weight(CONTEXT, MODEL)
+        self.blocks = [
+            (self.gain(), self.weight(MODEL, 3 * MODEL), self.weight(MODEL, MODEL),
+             self.gain(), self.weight(MODEL, 4 * MODEL), self.weight(4 * MODEL, MODEL))
+            for _ in range(LAYERS)
+        ]  # fmt: skip
+        self.last = self.gain()
+        self.optimizer.build(self.weights)
+
+    def gain(self) -> keras.Variable:
+        weight = self.weight(MODEL)
+        weight.assign(tf.ones(MODEL))
+        return weight
+
+    def loss(self, batch):
+        tokens = batch["tokens"]
+        x = tf.gather(self.embedding.value, tokens[:, :-1]) + self.positions.value
+        for block in self.blocks:
+            first, qkv, out, second, up, down = (weight.value for weight in block)
+            q, k, v = tf.split(tf.matmul(normalized(x, first), qkv), 3, axis=-1)
+            q, k, v = (tf.reshape(part, (-1, CONTEXT, HEADS, MODEL // HEADS)) for part in (q, k, v))
+            y = attention.attention(q, k, v, causal=True)
+            x += tf.matmul(tf.reshape(y, (-1, CONTEXT, MODEL)), out)
+            x += tf.matmul(tf.nn.gelu(tf.matmul(normalized(x, second), up)), down)
+        return mean_cross_entropy(normalized(x, self.last.value), self.embedding.value, None, tokens[:, 1:], True)
+
+
+def normalized(x: tf.Tensor, gain: tf.Tensor) -> tf.Tensor:
+    mean, variance = tf.nn.moments(x, axes=[-1], keepdims=True)
+    return (x - mean) * (tf.math.rsqrt(variance + 1e-5) * gain)
+
+
+def loop(name: str, jit: bool | None):
+    """`jit` None: as `gentf train` chooses."""
+    strategy = tf.distribute.get_strategy()
+    row = ROWS[name]
+    if name in PRESETS:
+        config, model = gan(name)
+        jit = choose_jit(config, strategy)[0] if jit is None else jit
+    else:
+        model = {"vae": VAE, "gpt": GPT}[name]() if name in ("vae", "gpt") else Recurrent(name)
+        jit = row.jit if jit is None else jit
+    steps = Steps(model, strategy, PER_CALL, jit)
+    if name in (*PRESETS, "vae"):
+        split = Split("train", ArrayExamples(images(), None), np.arange(IMAGES))
+        iterator = batches(split, row.batch, 0, 0, strategy)
+    else:
+        length = CONTEXT if name == "gpt" else STEPS
+        drawn = np.random.default_rng(0).integers(0, VOCABULARY, (PER_CALL, row.batch, length + 1), np.int32)
+        data = tf.data.Dataset.from_tensor_slices({"tokens": drawn}).repeat()
+        iterator = iter(data.prefetch(tf.data.AUTOTUNE))
+
+    def run(number: int) -> dict:
+        window, done = Window(), 0
+        while done < number:
+            started = time.perf_counter()
+            taken = [next(iterator) for _ in range(PER_CALL)]
+            waited = time.perf_counter() - started
+            logs = steps.run(taken)
+            window.add(logs, PER_CALL, time.perf_counter() - started, waited)
+            done += PER_CALL
+        return {"data_wait": window.take()["data_wait"]}
+
+    return run
+
+
+def main(contender: str, name: str) -> None:
+    matrix = tf.random.stateless_normal((1024, 1024), seed=(0, 0))
+    jit = {"gentf": None, "gentf-graph": False, "gentf-xla": True}[contender]
+    if name.startswith("decode"):
+        from decoding import decoder
+
+        make, warm_up = lambda: decoder(ROWS[name].batch), ROWS[name].steps
+    else:
+        make, warm_up = lambda: loop(name, jit), 2 * PER_CALL
+    serve(make, lambda: tf.matmul(matrix, matrix).numpy()[0, 0], warm_up)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
