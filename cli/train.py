@@ -55,6 +55,10 @@ def train(
     if seed is not None:
         config = replace(config, "seed", seed)
 
+    from gentf import compilation
+
+    compiled = compilation.use_cache()  # before TensorFlow is imported
+
     from gentf.training import Interrupted
     from gentf.training import train as fit
     from gentf.training.loop import with_data
@@ -74,6 +78,8 @@ def train(
         raise click.exceptions.Exit(128 + stop.number) from None
     finally:
         bar.clear()
+        if compiled:
+            compilation.record(compiled)
     click.echo(f"trained: {run}  (samples: {run}/samples, curves: {run}/curves.png)")
 
 
