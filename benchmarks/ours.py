@@ -33,7 +33,7 @@ from gentf.kernels import attention, cross_entropy, optimizer, random, recurrent
 from gentf.models import build
 from gentf.training.devices import choose_jit
 from gentf.training.loop import Window
-from gentf.training.steps import Steps, batches
+from gentf.training.steps import Feed, Steps
 
 PRESETS = {"mlp-gan": "gan-mnist", "dcgan": "dcgan-mnist"}
 # the row's discriminator is DCGAN's, with batch normalization, as the peers' is
@@ -190,21 +190,29 @@ def loop(name: str, jit: bool | None):
     else:
         model = {"vae": VAE, "gpt": GPT}[name]() if name in ("vae", "gpt") else Recurrent(name)
         jit = row.jit if jit is None else jit
-    steps = Steps(model, strategy, PER_CALL, jit)
     if name in (*PRESETS, "vae"):
         split = Split("train", ArrayExamples(images(), None), np.arange(IMAGES))
-        iterator = batches(split, row.batch, 0, 0, strategy)
+        feed = Feed(split, row.batch, 0, 0, strategy)
+        steps, take = Steps(model, strategy, PER_CALL, jit, feed.resident), feed.take
     else:
         length = CONTEXT if name == "gpt" else STEPS
         drawn = np.random.default_rng(0).integers(0, VOCABULARY, (PER_CALL, row.batch, length + 1), np.int32)
         data = tf.data.Dataset.from_tensor_slices({"tokens": drawn}).repeat()
         iterator = iter(data.prefetch(tf.data.AUTOTUNE))
+        steps = Steps(model, strategy, PER_CALL, jit)
+
+        def take(step: int, count: int) -> list:
+            return [next(iterator) for _ in range(count)]
+
+    taken_steps = 0
 
     def run(number: int) -> dict:
+        nonlocal taken_steps
         window, done = Window(), 0
         while done < number:
             started = time.perf_counter()
-            taken = [next(iterator) for _ in range(PER_CALL)]
+            taken = take(taken_steps, PER_CALL)
+            taken_steps += PER_CALL
             waited = time.perf_counter() - started
             logs = steps.run(taken)
             window.add(logs, PER_CALL, time.perf_counter() - started, waited)

@@ -10,6 +10,8 @@ import hashlib
 import json
 import os
 import platform
+import resource
+import shutil
 import zlib
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +21,7 @@ from gentf.files import atomic_write, user_cache
 FLAGS = "TF_XLA_FLAGS"
 OPTION = "--tf_xla_persistent_cache_directory"
 LIMIT = 512 * 2**20  # bytes kept; the files that were used least recently go first
+ROOM = 128 * 2**20  # bytes that must be free
 SUMS = "sums.json"
 
 
@@ -26,7 +29,8 @@ def use_cache() -> Path | None:
     """Have TensorFlow keep what it compiles; must be called before it is imported.
 
     Returns:
-        The folder, for `record`. None, and nothing changed, if the user has set a folder, or if ours cannot be made.
+        The folder, for `record`. None, and nothing changed, if the user has set a folder, or if ours cannot be made or
+        has no room: TensorFlow stops where it cannot write a program.
     """
     flags = os.environ.get(FLAGS, "")
     if OPTION in flags:
@@ -34,6 +38,8 @@ def use_cache() -> Path | None:
     folder = user_cache("xla") / _here()
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if not _has_room(folder):
+            return None
         _remove_unknown(folder)
     except OSError:
         return None
@@ -52,6 +58,11 @@ def record(folder: Path) -> None:
                 programs.remove(path)
                 path.unlink()
         atomic_write(folder / SUMS, json.dumps({path.name: _sum(path) for path in programs}))
+
+
+def _has_room(folder: Path) -> bool:
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return shutil.disk_usage(folder).free >= ROOM and (limit == resource.RLIM_INFINITY or limit >= ROOM)
 
 
 def _remove_unknown(folder: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -80,4 +81,11 @@ def test_a_cache_that_cannot_be_made_is_done_without(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("GENTF_CACHE", str(tmp_path / "file"))
     monkeypatch.delenv(compilation.FLAGS, raising=False)
+    assert compilation.use_cache() is None and compilation.FLAGS not in os.environ
+
+
+def test_a_full_disk_is_left_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("GENTF_CACHE", str(tmp_path))
+    monkeypatch.delenv(compilation.FLAGS, raising=False)
+    monkeypatch.setattr(compilation.shutil, "disk_usage", lambda path: SimpleNamespace(free=compilation.ROOM - 1))
     assert compilation.use_cache() is None and compilation.FLAGS not in os.environ

@@ -18,11 +18,12 @@ import pytest
 from gentf import config as configs
 from gentf.cli.main import run as gentf
 from gentf.data import DataSpec
+from gentf.data.source import Split
 from gentf.errors import UserError
 from gentf.training import Run, checkpoint, train
 from gentf.training.log import read_metrics
 from gentf.training.loop import Silent, _crossed
-from gentf.training.steps import call_sizes
+from gentf.training.steps import Steps, call_sizes
 
 OPTIONS = (
     "model.hidden_units=[16]", "model.latent_dim=8", "train.batch_size=128", "train.steps_per_call=4",
@@ -163,6 +164,30 @@ def test_a_folder_killed_before_it_was_a_run_can_be_begun_again(tmp_path):
     (path / ".config.yaml.x1.tmp.yaml").write_text("")
     config, spec = tiny(), DataSpec(name="digits", shape=(8, 8, 1))
     assert Run.create(path, config, spec).config == config
+
+
+def test_nothing_compiles_after_the_first_epoch(tmp_path, monkeypatch):
+    """Whole calls and the single steps left in an epoch are compiled once; five epochs compile no more than one."""
+    counts = []
+    original = Steps.run
+
+    def counted(self, taken):
+        logs = original(self, taken)
+        counts.append(self.compilations)
+        return logs
+
+    monkeypatch.setattr(Steps, "run", counted)
+    train(tiny("train.epochs=5", "train.steps_per_call=4"), tmp_path / "run")
+    calls_an_epoch = EPOCH // 4 + EPOCH % 4
+    assert len(counts) == 5 * calls_an_epoch
+    assert set(counts[calls_an_epoch - 1 :]) == {2}
+
+
+def test_data_in_memory_and_read_data_train_alike(tmp_path, monkeypatch):
+    """Batches gathered inside the compiled step are those that a stream delivers."""
+    whole = train(tiny("train.epochs=2"), tmp_path / "resident")
+    monkeypatch.setattr(Split, "resident", lambda self: None)
+    assert_same_end(whole, train(tiny("train.epochs=2"), tmp_path / "read"))
 
 
 @pytest.mark.parametrize(

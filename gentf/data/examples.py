@@ -99,11 +99,13 @@ class ArrayExamples(Examples):
         """Whether `images` are what is delivered."""
         return self._finish is None
 
+    @property
+    def tensors(self) -> Element:
+        """The arrays as TensorFlow holds them."""
+        return {"image": self._images} | ({"label": self._labels} if self.labelled else {})
+
     def gather(self, indices: tf.Tensor) -> Element:
-        result = {"image": tf.gather(self._images, indices)}
-        if self.labelled:
-            result["label"] = tf.gather(self._labels, indices)
-        return result
+        return {name: tf.gather(values, indices) for name, values in self.tensors.items()}
 
 
 class MappedExamples(Examples):

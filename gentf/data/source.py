@@ -166,18 +166,29 @@ class Split:
         Returns:
             elements {"image": (B, H, W, C), "label": int32 (B,) where labelled}.
         """
-        steps = self.steps(batch_size)
         if start_step < 0:
             raise UserError(f"`start_step` must not be negative. Received: start_step={start_step}")
-        seed, size = int(seed), len(self)
+        rows = self.rows(batch_size, seed)
+        indices = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max).map(plainly(rows))
+        return _finished(self._examples.batches(indices, batch_size, drop_remainder=True))
+
+    def rows(self, batch_size: int, seed: int) -> Callable[[tf.Tensor], tf.Tensor]:
+        """Which examples `stream` delivers: step () int64 -> (B,) int64 rows of the store, and of `resident`."""
+        steps, seed, size = self.steps(batch_size), int(seed), len(self)
         order = on_host(self._order)
 
         def rows(step: tf.Tensor) -> tf.Tensor:
             positions = (step % steps) * batch_size + tf.range(batch_size, dtype=tf.int64)
             return tf.gather(order, epoch_shuffle(positions, seed, step // steps, size))
 
-        indices = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max).map(plainly(rows))
-        return _finished(self._examples.batches(indices, batch_size, drop_remainder=True))
+        return rows
+
+    def resident(self) -> dict[str, tf.Tensor] | None:
+        """The whole store as tensors, {"image": (n, H, W, C), "label": (n,)}, if it is in memory; else None."""
+        store = self._examples
+        if not isinstance(store, ArrayExamples) or not store.plain:
+            return None
+        return store.tensors
 
     def _fixed(self, rows: np.ndarray, batch_size: int) -> tf.data.Dataset:
         indices = tf.data.Dataset.from_tensor_slices(rows).batch(batch_size)

@@ -24,7 +24,7 @@ from gentf.sampling import images
 from gentf.training import checkpoint, devices
 from gentf.training.log import MONITOR, RunLog, draw_curves
 from gentf.training.run import Run
-from gentf.training.steps import Logs, Steps, batches, call_sizes
+from gentf.training.steps import Feed, Logs, Steps, call_sizes
 
 VALIDATION_BATCHES = 10
 GRID = 64
@@ -126,7 +126,7 @@ class Trainer:
         self.best = math.inf
         jit, why = devices.choose_jit(config, strategy)
         reporter.message(f"XLA {'on' if jit else 'off'} ({why}); {strategy.num_replicas_in_sync} device(s)")
-        self.steps = Steps(model, strategy, config.train.steps_per_call, jit)
+        self._jit = jit
         self._validation_losses = tf.function(
             lambda batch: model.losses_on(model.prepare(batch), False), reduce_retracing=True
         )
@@ -148,15 +148,16 @@ class Trainer:
         self.log = RunLog(self.run.path, self.step)
         self.window = Window()
         options = self.config.train
-        iterator = batches(self.data.train, options.batch_size, self.config.seed, self.step, self.strategy)
+        feed = Feed(self.data.train, options.batch_size, self.config.seed, self.step, self.strategy)
+        steps = Steps(self.model, self.strategy, options.steps_per_call, self._jit, feed.resident)
         with stop_signals() as received:
             while self.step < self.total:
                 before = self.step
-                size = call_sizes(self.step, self.steps_per_epoch, self.steps.per_call)
+                size = call_sizes(self.step, self.steps_per_epoch, steps.per_call)
                 started = time.perf_counter()
-                taken = [next(iterator) for _ in range(size)]
+                taken = feed.take(self.step, size)
                 waited = time.perf_counter() - started
-                logs = self.steps.run(taken)
+                logs = steps.run(taken)
                 self._check(logs)
                 self.step += size
                 self.window.add(logs, size, time.perf_counter() - started, waited)

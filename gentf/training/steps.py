@@ -38,8 +38,37 @@ def batches(split: Split, batch_size: int, seed: int, start_step: int, strategy:
     return iter(strategy.distribute_datasets_from_function(for_worker))
 
 
+class Feed:
+    """Where the batches of steps come from: gathered inside the compiled step where the data lie in memory, else read.
+
+    Data that lie in memory are handed to the device once; what a call then takes is the numbers of its rows.
+
+    Args:
+        split, batch_size, seed: see `Split.stream`.
+        start_step: the first step that is asked for; steps are asked for in order.
+        strategy: of the devices; on several of them batches are read and dealt out.
+    """
+
+    def __init__(self, split: Split, batch_size: int, seed: int, start_step: int, strategy: tf.distribute.Strategy):
+        self.resident = split.resident() if strategy.num_replicas_in_sync == 1 else None
+        if self.resident is None:
+            self._iterator = batches(split, batch_size, seed, start_step, strategy)
+        else:
+            rows = split.rows(batch_size, seed)
+            self.resident = {name: tf.identity(values) for name, values in self.resident.items()}  # on the device
+            self._rows = tf.function(
+                lambda steps: tf.map_fn(rows, steps), input_signature=[tf.TensorSpec((None,), tf.int64)]
+            )
+
+    def take(self, step: int, count: int) -> list | tf.Tensor:
+        """What `Steps.run` takes for `count` steps from `step` on."""
+        if self.resident is None:
+            return [next(self._iterator) for _ in range(count)]
+        return self._rows(tf.range(step, step + count, dtype=tf.int64))
+
+
 class Steps:
-    """Runs steps of a model on batches from an iterator, `per_call` of them in one compiled call where there is room.
+    """Runs steps of a model, `per_call` of them in one compiled call where there is room.
 
     The calls' boundaries depend on the step alone, never on where a run was resumed, so that a resumed run does the
     same arithmetic in the same calls.
@@ -49,42 +78,71 @@ class Steps:
         strategy: of the devices.
         per_call: steps in one call; 1 on several devices.
         jit: compile with XLA.
+        resident: the data in memory, from which row numbers gather; see `Feed`.
     """
 
-    def __init__(self, model: GenerativeModel, strategy: tf.distribute.Strategy, per_call: int, jit: bool):
+    def __init__(
+        self,
+        model: GenerativeModel,
+        strategy: tf.distribute.Strategy,
+        per_call: int,
+        jit: bool,
+        resident: dict[str, tf.Tensor] | None = None,
+    ):
         several = strategy.num_replicas_in_sync > 1
         self.per_call = 1 if several else per_call
         self._strategy = strategy
+        self._resident = resident
         self._one = tf.function(
-            lambda batch: model.update(batch, jit=jit and several),
+            lambda item: model.update(self._batch(item), jit=jit and several),
             jit_compile=jit and not several,
             reduce_retracing=True,
         )
         self._many = tf.function(self._loop(model), jit_compile=jit, reduce_retracing=True)
+        self._shapes: set = set()
 
-    def __call__(self, iterator: Iterator, steps: int) -> Logs:
-        """Take `steps` batches and run them: all in one call if `steps` is `per_call`, else one by one."""
-        taken = [next(iterator) for _ in range(steps)]
-        return self.run(taken)
+    @property
+    def compilations(self) -> int:
+        """How often a step was traced or, for a shape that needs no new trace, compiled. It grows in the first steps
+        (a whole call, and single steps where an epoch has a few left) and must not grow after them."""
+        traces = sum(function.experimental_get_tracing_count() for function in (self._one, self._many))
+        return max(traces, len(self._shapes))
 
-    def run(self, taken: list) -> Logs:
-        """Run one step on each of the batches."""
+    def run(self, taken: list | tf.Tensor) -> Logs:
+        """Run one step on each of what `Feed.take` gave (or of a list of batches): all in one call if they are
+        `per_call`, else one by one."""
+        count = len(taken)
         with self._strategy.scope():
-            if len(taken) > 1 and len(taken) == self.per_call:
+            if count > 1 and count == self.per_call:
+                self._note("many", taken)
                 return {name: value.numpy() for name, value in self._many(taken).items()}
-            logs = [self._one(batch) for batch in taken]
+            logs = []
+            for index in range(count):
+                self._note("one", taken[index])
+                logs.append(self._one(taken[index]))
         return {name: np.stack([step[name].numpy() for step in logs]) for name in logs[0]}
+
+    def _note(self, kind: str, argument) -> None:
+        self._shapes.add((kind, *(tuple(part.shape) for part in tf.nest.flatten(argument) if hasattr(part, "shape"))))
+
+    def _batch(self, item):
+        """A batch, from itself or from the numbers of its rows."""
+        if self._resident is None:
+            return item
+        return {name: tf.gather(values, item) for name, values in self._resident.items()}
 
     def _loop(self, model: GenerativeModel) -> Callable:
         def many(taken):
-            stacked = tf.nest.map_structure(lambda *parts: tf.stack(parts), *taken)
-            step = tf.function(lambda batch: model.update(batch))
+            stacked = (
+                taken if isinstance(taken, tf.Tensor) else tf.nest.map_structure(lambda *parts: tf.stack(parts), *taken)
+            )
+            step = tf.function(lambda item: model.update(self._batch(item)))
             first = tf.nest.map_structure(lambda part: tf.TensorSpec(part.shape[1:], part.dtype), stacked)
             names = sorted(step.get_concrete_function(first).structured_outputs)
             rows = {name: tf.TensorArray(tf.float32, self.per_call, element_shape=(2,)) for name in names}
 
             def body(index, rows):
-                logs = model.update(tf.nest.map_structure(lambda part: part[index], stacked))
+                logs = model.update(self._batch(tf.nest.map_structure(lambda part: part[index], stacked)))
                 return index + 1, {name: rows[name].write(index, logs[name]) for name in names}
 
             _, rows = tf.while_loop(
