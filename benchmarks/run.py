@@ -12,6 +12,8 @@ from pathlib import Path
 
 from rows import ROWS, Row, decode_bytes
 
+import kernels
+
 HERE = Path(__file__).parent
 SCRIPTS = {"gentf": "ours.py", "keras": "keras_peers.py", "torch": "torch_peers.py", "transformers": "torch_peers.py"}
 
@@ -157,6 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--kernels", nargs="*", default=list(kernels.TITLES), choices=list(kernels.TITLES))
     parser.add_argument("--contenders", nargs="+", help="those of the row by default")
     arguments = parser.parse_args()
     results = {}
@@ -176,6 +179,8 @@ def main() -> None:
         "",
     ]
     tables = "\n\n".join(table(name, ROWS[name], workers) for name, workers in results.items())
+    if arguments.kernels:
+        tables += "\n\n" + kernels.tables(arguments.kernels)
     (HERE / "RESULTS.md").write_text("\n".join(head) + "\n" + tables + "\n")
     draw(results)
     print("\n".join(head) + "\n" + tables)
