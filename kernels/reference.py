@@ -148,17 +148,15 @@ def upfirdn(x, filter, *, up=1, down=1, padding=(0, 0, 0, 0), gain=1.0, flip=Fal
     taps = tf.tensordot(taps, taps, 0) if len(taps.shape) == 1 else taps
     taps = taps if flip else tf.reverse(taps, [0, 1])
     (up_y, up_x), (down_y, down_x) = ((n, n) if isinstance(n, int) else n for n in (up, down))
-    rows = [row for i in range(x.shape[1]) for row in (x[:, i], *[tf.zeros_like(x[:, i])] * (up_y - 1))]
-    x = tf.stack(rows, 1)
-    columns = [line for j in range(x.shape[2]) for line in (x[:, :, j], *[tf.zeros_like(x[:, :, j])] * (up_x - 1))]
-    x = tf.stack(columns, 2)
+    height, width, channels = x.shape[1:]
+    x = tf.pad(x[:, :, None, :, None], [[0, 0], [0, 0], [0, up_y - 1], [0, 0], [0, up_x - 1], [0, 0]])
+    x = tf.reshape(x, (-1, height * up_y, width * up_x, channels))
     top, bottom, left, right = padding
     x = tf.pad(x, [[0, 0], [max(0, top), max(0, bottom)], [max(0, left), max(0, right)], [0, 0]])
     x = x[:, max(0, -top) : x.shape[1] - max(0, -bottom), max(0, -left) : x.shape[2] - max(0, -right)]
-    height, width = x.shape[1] - taps.shape[0] + 1, x.shape[2] - taps.shape[1] + 1
-    y = sum(
-        taps[k, l] * x[:, k : k + height, l : l + width] for k in range(taps.shape[0]) for l in range(taps.shape[1])
-    )
+    alone = tf.reshape(tf.transpose(x, (0, 3, 1, 2)), (-1, *x.shape[1:3], 1))
+    y = tf.nn.conv2d(alone, taps[:, :, None, None], 1, "VALID")
+    y = tf.transpose(tf.reshape(y, (-1, channels, *y.shape[1:3])), (0, 2, 3, 1))
     return gain * y[:, ::down_y, ::down_x]
 
 
@@ -191,9 +189,9 @@ def masked_conv2d(x, kernel, *, mask="B", colors=1):
     height, width, inputs, outputs = kernel.shape
     rows = []
     for k in range(height):
-        for l in range(width):
+        for m in range(width):
             for i in range(inputs):
-                before, at = (k, l) < (height // 2, width // 2), (k, l) == (height // 2, width // 2)
+                before, at = (k, m) < (height // 2, width // 2), (k, m) == (height // 2, width // 2)
                 for o in range(outputs):
                     of, to = i // (inputs // colors), o // (outputs // colors)
                     rows.append(before or (at and (of < to or (mask == "B" and of == to))))
@@ -217,8 +215,8 @@ def causal_conv1d(x, kernel, *, dilation=1):
 
 
 def modulated_conv2d(x, kernel, style, *, demodulate=True, up=1, down=1, filter=(1, 3, 3, 1), epsilon=1e-8):
-    """Each image by its own kernel; what lies around the image is zero up to 8 pixels away, then cut off."""
-    margin, half = 8, kernel.shape[0] // 2
+    """Each image by its own kernel; what lies around the image is zero up to 4 pixels away, then cut off."""
+    margin, half = 4, kernel.shape[0] // 2
     taps = tf.cast(filter, x.dtype) / float(sum(filter))
     images = []
     for b in range(x.shape[0]):
@@ -240,3 +238,43 @@ def modulated_conv2d(x, kernel, style, *, demodulate=True, up=1, down=1, filter=
             image = tf.nn.conv2d(image, weights, 1, "SAME")
         images.append(image)
     return tf.concat(images, 0)
+
+
+# --- attention
+
+
+def attention(query, key, value, *, causal=False, mask=None, lengths=None, window=None, scale=None, block=None):
+    (length, heads, width), (size, groups) = query.shape[1:], key.shape[1:3]
+    key, value = tf.repeat(key, heads // groups, axis=2), tf.repeat(value, heads // groups, axis=2)
+    scores = tf.einsum("bthd,bshd->bhts", query, key) * (1.0 / math.sqrt(width) if scale is None else scale)
+    ahead = tf.range(size)[None, :] - tf.range(size - length, size)[:, None]
+    seen = tf.ones_like(scores, tf.bool)
+    if causal or window is not None:
+        seen &= ahead <= 0
+    if window is not None:
+        seen &= ahead > -window
+    if mask is not None:
+        seen &= mask[:, None, None, :]
+    if lengths is not None:
+        seen &= tf.sequence_mask(lengths, size)[:, None, None, :]
+    scores = tf.where(seen, scores, -1e9)
+    weight = tf.where(seen, tf.exp(scores - tf.reduce_max(scores, -1, keepdims=True)), 0.0)
+    return tf.einsum("bhts,bshd->bthd", tf.math.divide_no_nan(weight, tf.reduce_sum(weight, -1, keepdims=True)), value)
+
+
+def rotary(x, positions, base=10000.0):
+    half = x.shape[-1] // 2
+    angle = tf.cast(positions, tf.float32)[..., None] * base ** (-tf.range(half, dtype=tf.float32) / half)
+    turn = tf.exp(tf.complex(tf.zeros_like(angle), angle))[..., None, :]
+    z = tf.complex(x[..., :half], x[..., half:]) * turn
+    return tf.concat([tf.math.real(z), tf.math.imag(z)], axis=-1)
+
+
+def attention_step(query, key, value, cache, position, *, window=None, scale=None):
+    here = (tf.range(cache[0].shape[2]) == tf.reshape(position, (-1, 1)))[:, None, :, None]
+    keys, values = tf.where(here, key[:, :, None], cache[0]), tf.where(here, value[:, :, None], cache[1])
+    age = tf.reshape(position, (-1, 1)) - tf.range(keys.shape[2])
+    seen = (age >= 0) if window is None else (age >= 0) & (age < window)
+    seen = tf.broadcast_to(seen, (keys.shape[0], keys.shape[2]))
+    swapped = (tf.transpose(x, (0, 2, 1, 3)) for x in (keys, values))
+    return attention(query[:, None], *swapped, mask=seen, scale=scale)[:, 0], (keys, values)

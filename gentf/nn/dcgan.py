@@ -2,7 +2,7 @@
 
 Both halve (or double) the image until its smaller side is at most 4, so that the discriminator's last features see
 most of the image. Sizes that are not divisible are rounded up on the way down, as a strided convolution does, and
-cropped on the way up, so that 28 x 20 works as 32 x 32 does.
+rounded down to the size wanted on the way up, so that 28 x 20 works as 32 x 32 does.
 
 Reference: Radford, Metz & Chintala (2016), section 3.
 """
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from gentf.nn.convolution import Conv2D, Conv2DTranspose
 from gentf.nn.network import Discriminator, Generator
 from gentf.nn.normalization import BatchNormalization
 
@@ -51,11 +52,12 @@ class DCGANGenerator(Generator):
         self.norms = [BatchNormalization(epsilon=1e-5, momentum=0.9, dtype=self.dtype_policy) for _ in self.widths]
         outputs = [*self.widths[1:], self.image_shape[2]]
         self.up = [
-            keras.layers.Conv2DTranspose(
+            Conv2DTranspose(
                 channels,
                 KERNEL,
                 strides=2,
                 padding="same",
+                output_size=self.sizes[stage + 1],
                 use_bias=stage == len(outputs) - 1,  # elsewhere the norm that follows has one
                 kernel_initializer=self.initializer(),
                 dtype=self.dtype_policy,
@@ -73,8 +75,8 @@ class DCGANGenerator(Generator):
     def call(self, z: tf.Tensor, label: tf.Tensor | None = None, training: bool = False) -> tf.Tensor:
         x = self.project(self.conditioned(z, label))
         x = tf.reshape(x, (-1, *self.sizes[0], self.widths[0]))
-        for norm, up, (height, width) in zip(self.norms, self.up, self.sizes[1:]):
-            x = up(tf.nn.relu(norm(x, training=training)))[:, :height, :width]
+        for norm, up in zip(self.norms, self.up):
+            x = up(tf.nn.relu(norm(x, training=training)))
         return tf.tanh(tf.cast(x, tf.float32))
 
     def get_config(self) -> dict:
@@ -99,7 +101,7 @@ class DCGANDiscriminator(Discriminator):
         self.widths = feature_widths(width, len(self.sizes) - 1)
         self.norms = [None, *(self._norm() for _ in self.widths[1:])]
         self.down = [
-            keras.layers.Conv2D(
+            Conv2D(
                 channels,
                 KERNEL,
                 strides=2,
