@@ -1,5 +1,6 @@
 # Every target makes what it needs in .venv; nothing is fetched but Python packages.
 PYTHON ?= python3
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -9,7 +10,7 @@ DECLARED := setup.cfg pyproject.toml  # what is installed is decided here, so a 
 
 help:
 	@echo "make demo    train, sample, evaluate and export a GAN of digits (about two minutes)"
-	@echo "make test    run the tests (ARGS='-k presets' passes options to pytest)"
+	@echo "make test    run the tests, JOBS=2 files at a time (ARGS='-k presets' passes options to pytest)"
 	@echo "make dev     development tools and the links that type checkers need"
 	@echo "make lint    ruff, mypy, import-linter"
 	@echo "make bench   timings against PyTorch and stock Keras (benchmarks/RESULTS.md)"
@@ -43,7 +44,7 @@ demo: $(VENV)/.installed
 	@echo "Samples: runs/demo/demo.png (the run and its export draw the same bytes). To serve: docs/serving.md"
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 dev: $(VENV)/.installed-dev
 	ln -sfn ../kernels gentf/kernels

@@ -10,9 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import operations
 from rows import ROWS, Row, decode_bytes
-
-import kernels
 
 HERE = Path(__file__).parent
 SCRIPTS = {"gentf": "ours.py", "keras": "keras_peers.py", "torch": "torch_peers.py", "transformers": "torch_peers.py"}
@@ -159,7 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
-    parser.add_argument("--kernels", nargs="*", default=list(kernels.TITLES), choices=list(kernels.TITLES))
+    parser.add_argument("--kernels", nargs="*", default=list(operations.TITLES), choices=list(operations.TITLES))
     parser.add_argument("--contenders", nargs="+", help="those of the row by default")
     arguments = parser.parse_args()
     results = {}
@@ -180,7 +179,7 @@ def main() -> None:
     ]
     tables = "\n\n".join(table(name, ROWS[name], workers) for name, workers in results.items())
     if arguments.kernels:
-        tables += "\n\n" + kernels.tables(arguments.kernels)
+        tables += "\n\n" + operations.tables(arguments.kernels)
     (HERE / "RESULTS.md").write_text("\n".join(head) + "\n" + tables + "\n")
     draw(results)
     print("\n".join(head) + "\n" + tables)

@@ -78,16 +78,15 @@ def conv2d(
     _check_kernel(kernel, x.shape[-1], 2)
     if max(strides) > 1 and max(dilation) > 1:
         raise ValueError(f"`dilation` must be 1 with strides. Received: dilation={dilation}, strides={strides}")
-    pads = _explicit(padding)
-    if pads:
-        x, padding = tf.pad(x, [[0, 0], *pads, [0, 0]]), "VALID"
+    name, pads = _named(padding)
+    x = tf.pad(x, [[0, 0], *pads, [0, 0]]) if pads else x
     if max(dilation) == 1 and _static(x, kernel):
-        g = Geometry(tuple(x.shape[1:3]), tuple(kernel.shape[:2]), tuple(kernel.shape[2:]), strides, padding)
+        g = Geometry(tuple(x.shape[1:3]), tuple(kernel.shape[:2]), tuple(kernel.shape[2:]), strides, name)
         if g.kernel == strides == (1, 1):
             return _multiply(x, kernel[0, 0])
         if min(g.out) > 0 and _has_narrow_side(g):
             return _forward(x, kernel, g)
-    return tf.nn.conv2d(x, kernel, strides, padding, dilations=dilation)
+    return tf.nn.conv2d(x, kernel, strides, name, dilations=dilation)
 
 
 def conv2d_transpose(
@@ -96,7 +95,7 @@ def conv2d_transpose(
     *,
     strides: int | Pair = 1,
     padding: Padding = "SAME",
-    output_size: Pair | None = None,
+    output_size: Sequence[int] | None = None,
 ) -> tf.Tensor:
     """`tf.nn.conv2d_transpose`, the input gradient of the `conv2d` with these arguments.
 
@@ -119,16 +118,16 @@ def conv2d_transpose(
     if not _static(x, kernel):
         raise ValueError(f"`x` must be (B, H, W, C) with a static H, W and C. Received: shape {x.shape}")
     extent, size = tuple(kernel.shape[:2]), tuple(x.shape[1:3])
-    pads = _explicit(padding)
+    name, pads = _named(padding)
     if output_size is None:
         if pads:
             output_size = [(n - 1) * s + k - sum(p) for n, s, k, p in zip(size, strides, extent, pads)]
         else:
-            extra = [0 if padding == "SAME" else max(k - s, 0) for k, s in zip(extent, strides)]
+            extra = [0 if name == "SAME" else max(k - s, 0) for k, s in zip(extent, strides)]
             output_size = [n * s + e for n, s, e in zip(size, strides, extra)]
     (top, bottom), (left, right) = pads or ((0, 0), (0, 0))
     padded = (output_size[0] + top + bottom, output_size[1] + left + right)
-    g = Geometry(padded, extent, tuple(kernel.shape[2:]), strides, "VALID" if pads else padding)
+    g = Geometry(padded, extent, tuple(kernel.shape[2:]), strides, name)
     if min(g.size) < 1 or g.out != size:
         raise ValueError(f"`output_size` must be one that convolves to {size}. Received: output_size={output_size}")
     y = _input_gradient(x, kernel, g) if _has_narrow_side(g) else _native_input_gradient(x, kernel, g)
@@ -477,16 +476,16 @@ def _static(x: tf.Tensor, kernel: tf.Tensor) -> bool:
     return None not in x.shape[1:] and None not in kernel.shape
 
 
-def _explicit(padding: Padding) -> list[tuple[int, ...]] | None:
-    """Zeros for each axis, or None where the padding has a name."""
-    if padding in ("SAME", "VALID"):
-        return None
-    pads = None if isinstance(padding, str) else [tuple(pair) for pair in padding]
-    if pads is None or [len(pair) for pair in pads] != [2, 2] or min(min(pair) for pair in pads) < 0:
+def _named(padding: Padding) -> tuple[str, list[tuple[int, ...]]]:
+    """The padding's name, and the zeros for each axis to put there first."""
+    if isinstance(padding, str) and padding in ("SAME", "VALID"):
+        return padding, []
+    pads = [] if isinstance(padding, str) else [tuple(pair) for pair in padding]
+    if [len(pair) for pair in pads] != [2, 2] or min(map(min, pads)) < 0:
         raise ValueError(
             f"`padding` must be 'SAME', 'VALID' or ((top, bottom), (left, right)). Received: padding={padding!r}"
         )
-    return pads
+    return "VALID", pads
 
 
 def _check_kernel(kernel: tf.Tensor, channels: int, axes: int) -> None:

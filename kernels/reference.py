@@ -209,9 +209,7 @@ def shifted_conv2d(x, kernel, *, direction="down", strict=False):
 
 def causal_conv1d(x, kernel, *, dilation=1):
     taps, length = kernel.shape[0], x.shape[1]
-    return sum(
-        tf.pad(x, [[0, 0], [(taps - 1 - k) * dilation, 0], [0, 0]])[:, :length] @ kernel[k] for k in range(taps)
-    )
+    return sum(tf.pad(x, [[0, 0], [(taps - 1 - k) * dilation, 0], [0, 0]])[:, :length] @ kernel[k] for k in range(taps))
 
 
 def modulated_conv2d(x, kernel, style, *, demodulate=True, up=1, down=1, filter=(1, 3, 3, 1), epsilon=1e-8):
@@ -278,3 +276,18 @@ def attention_step(query, key, value, cache, position, *, window=None, scale=Non
     seen = tf.broadcast_to(seen, (keys.shape[0], keys.shape[2]))
     swapped = (tf.transpose(x, (0, 2, 1, 3)) for x in (keys, values))
     return attention(query[:, None], *swapped, mask=seen, scale=scale)[:, 0], (keys, values)
+
+
+# --- cross_entropy
+
+
+def linear_cross_entropy(hidden, kernel, bias, labels, *, label_smoothing=0.0, ignore=None, transpose=False):
+    logits = tf.linalg.matmul(hidden, kernel, transpose_b=transpose) + (0.0 if bias is None else bias)
+    vocabulary = logits.shape[-1]
+    target = (1.0 - label_smoothing) * tf.one_hot(labels, vocabulary) + label_smoothing / vocabulary
+    loss = -tf.reduce_sum(target * tf.nn.log_softmax(logits), axis=-1)
+    return loss if ignore is None else tf.where(labels == ignore, 0.0, loss)
+
+
+def weighted_linear_cross_entropy(hidden, kernel, bias, labels, weights, **options):
+    return tf.reduce_sum(weights * linear_cross_entropy(hidden, kernel, bias, labels, **options))

@@ -12,11 +12,12 @@ import tensorflow as tf
 
 JOINT_TAPS = 36  # a separable filter of no more taps than that runs as one two-dimensional pass: memory costs more
 Pair = tuple[int, int]
+Taps = Sequence | np.ndarray
 
 
 def upfirdn(
     x: tf.Tensor,
-    filter: Sequence,
+    filter: Taps,
     *,
     up: int | Pair = 1,
     down: int | Pair = 1,
@@ -68,21 +69,21 @@ def upfirdn(
     return x
 
 
-def filter2d(x: tf.Tensor, filter: Sequence = (1, 3, 3, 1)) -> tf.Tensor:
+def filter2d(x: tf.Tensor, filter: Taps = (1, 3, 3, 1)) -> tf.Tensor:
     """Filter, scaled to a sum of 1; same size. An even filter shifts by half a pixel down and to the right."""
     taps = _low_pass(filter)
     pads = [pad for size in _extent(taps) for pad in (size // 2, (size - 1) // 2)]
     return upfirdn(x, taps, padding=pads)
 
 
-def upsample2d(x: tf.Tensor, filter: Sequence = (1, 3, 3, 1), factor: int = 2) -> tf.Tensor:
+def upsample2d(x: tf.Tensor, filter: Taps = (1, 3, 3, 1), factor: int = 2) -> tf.Tensor:
     """(B, H, W, C) -> (B, factor * H, factor * W, C), keeping the mean; the filter is scaled to a sum of 1."""
     taps = _low_pass(filter)
     pads = [pad for size in _extent(taps) for pad in ((size + factor - 1) // 2, (size - factor) // 2)]
     return upfirdn(x, taps, up=factor, padding=pads, gain=float(factor**2))
 
 
-def downsample2d(x: tf.Tensor, filter: Sequence = (1, 3, 3, 1), factor: int = 2) -> tf.Tensor:
+def downsample2d(x: tf.Tensor, filter: Taps = (1, 3, 3, 1), factor: int = 2) -> tf.Tensor:
     """(B, H, W, C) -> (B, H // factor, W // factor, C), keeping the mean; the filter is scaled to a sum of 1."""
     taps = _low_pass(filter)
     pads = [pad for size in _extent(taps) for pad in ((size - factor + 1) // 2, (size - factor) // 2)]
@@ -189,7 +190,7 @@ def _phases(size: int, taps: int, up: int, down: int, before: int, out: int) -> 
     return slices, (low, high), length
 
 
-def _taps(filter: Sequence) -> np.ndarray:
+def _taps(filter: Taps) -> np.ndarray:
     values = tf.get_static_value(filter) if tf.is_tensor(filter) else filter
     taps = np.asarray(values if values is not None else np.nan, np.float64)
     if taps.ndim not in (1, 2) or taps.size == 0 or not np.isfinite(taps).all():
@@ -197,7 +198,7 @@ def _taps(filter: Sequence) -> np.ndarray:
     return taps
 
 
-def _low_pass(filter: Sequence) -> np.ndarray:
+def _low_pass(filter: Taps) -> np.ndarray:
     taps = _taps(filter)
     if taps.sum() == 0.0:
         raise ValueError(f"`filter` must not have a sum of 0. Received: filter={filter}")

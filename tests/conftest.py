@@ -24,3 +24,4 @@ def two_devices() -> tf.distribute.Strategy:
 def own_caches(tmp_path_factory, monkeypatch):
     """Caches of classifiers and scans are made in the session's own folder, never in the user's."""
     monkeypatch.setenv("GENTF_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setenv("TF_XLA_FLAGS", "")  # which `gentf train` sets: not for the next test

@@ -60,7 +60,9 @@ def exported(tmp_path_factory):
             setattr(module, name, signatures[name])
             requests |= {f"{name}|x{i}": x.numpy() for i, x in enumerate(inputs)}
             expected |= {f"{name}|{key}": value.numpy() for key, value in signatures[name](*inputs).items()}
-    tf.saved_model.save(module, str(folder / "model"), signatures=signatures)
+    # as gentf.export saves: a server asks for no gradients
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    tf.saved_model.save(module, str(folder / "model"), signatures=signatures, options=options)
     np.savez(folder / "requests.npz", **requests)
     paths = [str(folder / name) for name in ("model", "requests.npz", "answers.npz")]
     done = subprocess.run([sys.executable, "-c", SERVE, *paths], capture_output=True, text=True, timeout=300)

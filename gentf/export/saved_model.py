@@ -111,8 +111,10 @@ def save(functions: Mapping[str, tf.types.experimental.ConcreteFunction], folder
                 used[id(captured)] = by_handle[id(captured)]
     module = tf.Module(name="served")
     module.weights = list(used.values())
+    # a server asks for no gradients, and those of loops hold what cannot be saved
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     try:
-        tf.saved_model.save(module, str(folder), signatures=dict(functions))
+        tf.saved_model.save(module, str(folder), signatures=dict(functions), options=options)
     except tf.errors.OpError as error:  # a full disk, most likely
         raise OSError(f"the SavedModel could not be written: {' '.join(error.message.split())}") from error
 

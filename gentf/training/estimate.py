@@ -9,7 +9,7 @@ import numpy as np
 from gentf.config import Config, dump_yaml
 from gentf.models import build, load_data
 from gentf.training import checkpoint, devices
-from gentf.training.steps import Steps, batches
+from gentf.training.steps import Feed, Steps
 
 MB = 1024.0**2
 
@@ -25,10 +25,11 @@ def estimate(config: Config, loading: Callable[[str, int, int], None] | None = N
     with strategy.scope():
         model = build(config, data.spec)
     jit, why = devices.choose_jit(config, strategy)
-    steps = Steps(model, strategy, config.train.steps_per_call, jit)
+    feed = Feed(data.train, config.train.batch_size, config.seed, 0, strategy)
+    steps = Steps(model, strategy, config.train.steps_per_call, jit, feed.resident)
     steps_per_epoch = data.train.steps(config.train.batch_size)
     total = steps_per_epoch * config.train.epochs
-    seconds = _seconds_a_step(steps, batches(data.train, config.train.batch_size, config.seed, 0, strategy))
+    seconds = _seconds_a_step(steps, feed)
     size = sum(array.nbytes for array in checkpoint.arrays(model).values())
     parts = {layer.name: layer.count_params() for layer in model.layers}
     splits = {split.name: len(split) for split in (data.train, data.validation, data.test)}
@@ -47,13 +48,13 @@ def estimate(config: Config, loading: Callable[[str, int, int], None] | None = N
     return "\n".join(lines)
 
 
-def _seconds_a_step(steps: Steps, iterator) -> float:
+def _seconds_a_step(steps: Steps, feed: Feed) -> float:
     size = steps.per_call
-    steps(iterator, size)  # traces and compiles
+    steps.run(feed.take(0, size))  # traces and compiles
     times = []
-    for _ in range(3):
+    for number in range(1, 4):
         started = time.perf_counter()
-        steps(iterator, size)
+        steps.run(feed.take(number * size, size))
         times.append((time.perf_counter() - started) / size)
     return float(np.median(times))
 

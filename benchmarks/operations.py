@@ -1,6 +1,6 @@
 """Kernels beside the naive form of the same function: time and peak memory, forward and backward, a process each.
 
-    python kernels.py KERNEL FORM     one measurement, as a line of JSON (what the table is made of)
+    python operations.py KERNEL FORM     one measurement, as a line of JSON (what the table is made of)
 
 FORM: "ours" or "naive", with "-xla" where XLA compiles it; "torch" for PyTorch.
 """
