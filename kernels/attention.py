@@ -11,10 +11,11 @@ one matrix, so that keys and values are never repeated.
 """
 
 import math
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 
-Size = int | tf.Tensor  # an int where the size is static
+Size: TypeAlias = Any  # an int where the size is static, else a scalar tensor
 Cache = tuple[tf.Tensor, tf.Tensor]
 
 HIDDEN = -1e30  # added to the score of a hidden key
@@ -64,13 +65,13 @@ def attention(
     _check_ranks(4, query=query, key=key, value=value)
     _check_heads(query.shape[2], key.shape[2])
     _check_positive(block=block, window=window)
-    wide = [tf.cast(x, tf.float32) for x in (query, key, value)]
-    wide[0] *= 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+    q, k, v = (tf.cast(x, tf.float32) for x in (query, key, value))
+    q *= 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
     visible = _visible_keys(mask, lengths, _size(key, 1))
     last, first = (0, None if window is None else 1 - window) if causal or window is not None else (None, None)
     sizes = query.shape[1], key.shape[1]
     short = None not in sizes and max(sizes) <= block
-    out = (_direct if short else _blocked)(*wide, visible, first, last, block)
+    out = (_direct if short else _blocked)(q, k, v, visible, first, last, block)
     return tf.cast(out, query.dtype)
 
 
@@ -187,7 +188,7 @@ def attention_step(
 def _direct(query, key, value, visible, first, last, block):
     """Attention with its scores in memory. `first`, `last`: the keys seen, counted from a query's own place."""
     batch, (length, heads, _), (size, groups, _) = _size(query, 0), _tail(query), _tail(key)
-    bias = None
+    bias: Any = None
     if last is not None:
         bias = _hidden(tf.range(length) + size - length, tf.range(size), first, last)[None, None, None]
     if visible is not None:
@@ -247,12 +248,18 @@ def _blocked(query, key, value, visible, first, last, block):
         key = _pad(key, column_blocks * columns)
         return tf.concat([query, tf.ones_like(query[..., :1])], -1), tf.concat([key, hiding], -1)
 
-    def score(q, k, i, j, masked):
-        s = tf.matmul(q, k, transpose_b=True)  # (B, G, H/G * rows, columns)
+    def score(a, b, i, j, masked, of_keys):
+        """Scores of a block, rows of `a` against rows of `b`; `of_keys` where `a` holds keys."""
+        s = tf.matmul(a, b, transpose_b=True)
         if not masked:
             return s
+        share, shape = heads // groups, tf.shape(s)
         hidden = _hidden(i * rows + offset + tf.range(rows), j * columns + tf.range(columns), first, last)
-        return tf.reshape(tf.reshape(s, (_size(s, 0), groups, heads // groups, rows, columns)) + hidden, tf.shape(s))
+        if of_keys:  # (B, G, columns, H/G * rows)
+            s, hidden = tf.reshape(s, (_size(s, 0), groups, columns, share, rows)), tf.transpose(hidden)[:, None]
+        else:  # (B, G, H/G * rows, columns)
+            s = tf.reshape(s, (_size(s, 0), groups, share, rows, columns))
+        return tf.reshape(s + hidden, shape)
 
     def forward(q, k, v):
         """Output and log-sum-exp of every row, as blocks."""
@@ -261,7 +268,7 @@ def _blocked(query, key, value, visible, first, last, block):
             q_i = q[i]
 
             def step(masked, j, acc, top, total):
-                s = score(q_i, k[j], i, j, masked)
+                s = score(q_i, k[j], i, j, masked, False)
                 new_top = tf.maximum(top, tf.reduce_max(s, axis=-1, keepdims=True))
                 p, shrink = tf.exp(s - new_top), tf.exp(top - new_top)
                 total = total * shrink + tf.reduce_sum(p, axis=-1, keepdims=True)
@@ -279,17 +286,19 @@ def _blocked(query, key, value, visible, first, last, block):
         return outs.stack(), sums.stack()
 
     def backward(q, k, v, out, log_sum, d_out):
-        delta = tf.reduce_sum(d_out * out, axis=-1, keepdims=True)
+        """Gradients as blocks. Scores are transposed, so that two of the three products are of plain operands."""
+        delta = tf.reduce_sum(d_out * out, axis=-1)[..., None, :]
+        log_sum = tf.squeeze(log_sum, -1)[..., None, :]
 
         def visit(j, d_q, d_k, d_v):
             k_j, v_j = k[j], v[j]
 
             def step(masked, i, d_q, dk_j, dv_j):
                 q_i, d_i = q[i], d_out[i]
-                p = tf.exp(score(q_i, k_j, i, j, masked) - log_sum[i])
-                d_s = p * (tf.matmul(d_i, v_j, transpose_b=True) - delta[i])
-                d_q = d_q.write(i, d_q.read(i) + tf.matmul(d_s, k_j))
-                return d_q, dk_j + tf.matmul(d_s, q_i, transpose_a=True), dv_j + tf.matmul(p, d_i, transpose_a=True)
+                p = tf.exp(score(k_j, q_i, i, j, masked, True) - log_sum[i])
+                d_s = p * (tf.matmul(v_j, d_i, transpose_b=True) - delta[i])
+                d_q = d_q.write(i, d_q.read(i) + tf.matmul(d_s, k_j, transpose_a=True))
+                return d_q, dk_j + tf.matmul(d_s, q_i), dv_j + tf.matmul(p, d_i)
 
             low, high = None if last is None else -last, None if first is None else -first
             state = (d_q, tf.zeros_like(k_j), tf.zeros_like(v_j))

@@ -7,11 +7,15 @@ all of it fuses with the gradients' last operations. Over several devices, with 
 `amsgrad`, the update is Keras' own.
 """
 
+from typing import TYPE_CHECKING, Any
+
 import keras
 import tensorflow as tf
 
+_Mixin: Any = keras.optimizers.Optimizer if TYPE_CHECKING else object
 
-class _MultiTensor:
+
+class _MultiTensor(_Mixin):
     """The update of a Keras optimizer over lists of tensors, in place of a method call a variable."""
 
     amsgrad = False

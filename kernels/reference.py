@@ -179,7 +179,7 @@ def conv2d_transpose(x, kernel, *, strides=1, padding="SAME", output_size=None):
             else (n - 1) * t + k - sum(padding[i])
             for n, t, k, i in sizes
         ]
-    height, width, channels = *output_size, kernel.shape[2]
+    (height, width), channels = output_size, kernel.shape[2]
     pixels = tf.reshape(tf.eye(height * width * channels), (-1, height, width, channels))
     matrix = conv2d(pixels, kernel, strides=strides, padding=padding)
     return tf.reshape(tf.einsum("bijc,pijc->bp", x, matrix), (-1, height, width, channels))

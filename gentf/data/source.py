@@ -169,17 +169,23 @@ class Split:
         if start_step < 0:
             raise UserError(f"`start_step` must not be negative. Received: start_step={start_step}")
         rows = self.rows(batch_size, seed)
-        indices = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max).map(plainly(rows))
+        steps = tf.data.Dataset.range(start_step, np.iinfo(np.int64).max)
+        indices = steps.map(plainly(lambda step: rows(step, 1)[0]))
         return _finished(self._examples.batches(indices, batch_size, drop_remainder=True))
 
-    def rows(self, batch_size: int, seed: int) -> Callable[[tf.Tensor], tf.Tensor]:
-        """Which examples `stream` delivers: step () int64 -> (B,) int64 rows of the store, and of `resident`."""
+    def rows(self, batch_size: int, seed: int) -> Callable[[tf.Tensor, int | tf.Tensor], tf.Tensor]:
+        """Which examples `stream` delivers.
+
+        Returns:
+            (step () int64, count) -> (count, B) int64 rows of the store, and of `resident`, for `count` steps of one
+            epoch from `step` on.
+        """
         steps, seed, size = self.steps(batch_size), int(seed), len(self)
         order = on_host(self._order)
 
-        def rows(step: tf.Tensor) -> tf.Tensor:
-            positions = (step % steps) * batch_size + tf.range(batch_size, dtype=tf.int64)
-            return tf.gather(order, epoch_shuffle(positions, seed, step // steps, size))
+        def rows(step: tf.Tensor, count: int | tf.Tensor) -> tf.Tensor:
+            positions = (step % steps) * batch_size + tf.range(tf.cast(count, tf.int64) * batch_size)
+            return tf.reshape(tf.gather(order, epoch_shuffle(positions, seed, step // steps, size)), (-1, batch_size))
 
         return rows
 

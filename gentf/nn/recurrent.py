@@ -4,13 +4,17 @@ A model saved with Keras' own layers loads into these and back. They never use c
 nor serve on a CPU.
 """
 
+from typing import TYPE_CHECKING, Any
+
 import keras
 import tensorflow as tf
 
 from gentf.kernels import recurrent
 
+_Mixin: Any = keras.layers.RNN if TYPE_CHECKING else object
 
-class _OnKernels:
+
+class _OnKernels(_Mixin):
     """What the three share: `inner_loop` of a Keras layer, by a kernel where the kernel covers the layer's options."""
 
     def _covered(self, training: bool) -> bool:
@@ -52,8 +56,9 @@ class SimpleRNN(_OnKernels, keras.layers.SimpleRNN):
 
     def _run(self, x, state, mask):
         cell = self.cell
+        kernel, recurrent_kernel, bias = _cast(x.dtype, cell.kernel, cell.recurrent_kernel, cell.bias)
         outputs, h = recurrent.rnn(
-            x, *_cast(x.dtype, cell.kernel, cell.recurrent_kernel, cell.bias), state[0], mask=mask,
+            x, kernel, recurrent_kernel, bias, state[0], mask=mask,
             activation="tanh" if _is(self.activation, "tanh") else "relu", reverse=self.go_backwards,
         )  # fmt: skip
         return outputs, [h]
@@ -69,9 +74,11 @@ class LSTM(_OnKernels, keras.layers.LSTM):
 
     def _run(self, x, state, mask):
         cell = self.cell
-        weights = _cast(x.dtype, cell.kernel, cell.recurrent_kernel, cell.bias)
+        kernel, recurrent_kernel, bias = _cast(x.dtype, cell.kernel, cell.recurrent_kernel, cell.bias)
         # Keras' columns are in the order of the kernel's: input, forget, cell, output
-        outputs, last = recurrent.lstm(x, *weights, tuple(state), mask=mask, reverse=self.go_backwards)
+        outputs, last = recurrent.lstm(
+            x, kernel, recurrent_kernel, bias, (state[0], state[1]), mask=mask, reverse=self.go_backwards
+        )
         return outputs, list(last)
 
 

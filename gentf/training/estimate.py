@@ -9,7 +9,7 @@ import numpy as np
 from gentf.config import Config, dump_yaml
 from gentf.models import build, load_data
 from gentf.training import checkpoint, devices
-from gentf.training.steps import Feed, Steps
+from gentf.training.steps import Feed, Steps, call_sizes
 
 MB = 1024.0**2
 
@@ -29,7 +29,7 @@ def estimate(config: Config, loading: Callable[[str, int, int], None] | None = N
     steps = Steps(model, strategy, config.train.steps_per_call, jit, feed.resident)
     steps_per_epoch = data.train.steps(config.train.batch_size)
     total = steps_per_epoch * config.train.epochs
-    seconds = _seconds_a_step(steps, feed)
+    seconds = _seconds_a_step(steps, feed, call_sizes(0, steps_per_epoch, steps.per_call))
     size = sum(array.nbytes for array in checkpoint.arrays(model).values())
     parts = {layer.name: layer.count_params() for layer in model.layers}
     splits = {split.name: len(split) for split in (data.train, data.validation, data.test)}
@@ -48,13 +48,12 @@ def estimate(config: Config, loading: Callable[[str, int, int], None] | None = N
     return "\n".join(lines)
 
 
-def _seconds_a_step(steps: Steps, feed: Feed) -> float:
-    size = steps.per_call
+def _seconds_a_step(steps: Steps, feed: Feed, size: int) -> float:
     steps.run(feed.take(0, size))  # traces and compiles
     times = []
-    for number in range(1, 4):
+    for _ in range(3):
         started = time.perf_counter()
-        steps.run(feed.take(number * size, size))
+        steps.run(feed.take(0, size))
         times.append((time.perf_counter() - started) / size)
     return float(np.median(times))
 

@@ -54,17 +54,15 @@ class Feed:
         if self.resident is None:
             self._iterator = batches(split, batch_size, seed, start_step, strategy)
         else:
-            rows = split.rows(batch_size, seed)
             self.resident = {name: tf.identity(values) for name, values in self.resident.items()}  # on the device
-            self._rows = tf.function(
-                lambda steps: tf.map_fn(rows, steps), input_signature=[tf.TensorSpec((None,), tf.int64)]
-            )
+            scalar = tf.TensorSpec((), tf.int64)
+            self._rows = tf.function(split.rows(batch_size, seed), input_signature=[scalar, scalar])
 
     def take(self, step: int, count: int) -> list | tf.Tensor:
-        """What `Steps.run` takes for `count` steps from `step` on."""
+        """What `Steps.run` takes for `count` steps of one epoch from `step` on."""
         if self.resident is None:
             return [next(self._iterator) for _ in range(count)]
-        return self._rows(tf.range(step, step + count, dtype=tf.int64))
+        return self._rows(tf.constant(step, tf.int64), tf.constant(count, tf.int64))
 
 
 class Steps:
