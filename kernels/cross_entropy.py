@@ -78,6 +78,11 @@ def weighted_linear_cross_entropy(
         () float32. First derivatives with respect to `hidden`, `kernel`, `bias` and `weights`.
     """
     layer = _Layer(hidden, kernel, bias, labels, label_smoothing, ignore, transpose)
+    weights = tf.convert_to_tensor(weights)
+    if not weights.shape.is_compatible_with(labels.shape):
+        raise ValueError(
+            f"`weights` must be {labels.shape}, the shape of `labels`. Received: weights of shape {weights.shape}"
+        )
     weights = tf.reshape(tf.cast(weights, tf.float32), (-1,))
     return layer.weighted_sum(tf.math.multiply_no_nan(weights, layer.counted))
 

@@ -291,3 +291,62 @@ def linear_cross_entropy(hidden, kernel, bias, labels, *, label_smoothing=0.0, i
 
 def weighted_linear_cross_entropy(hidden, kernel, bias, labels, weights, **options):
     return tf.reduce_sum(weights * linear_cross_entropy(hidden, kernel, bias, labels, **options))
+
+
+def linear_cross_entropy(
+    hidden, kernel, bias, labels, *, label_smoothing=0.0, ignore=None, transpose=False
+):
+    logits = hidden @ (tf.transpose(kernel) if transpose else kernel)
+    logits = logits if bias is None else logits + bias
+    size = logits.shape[-1]
+    target = (1.0 - label_smoothing) * tf.one_hot(labels, size) + label_smoothing / size
+    losses = -tf.reduce_sum(target * tf.nn.log_softmax(logits), axis=-1)
+    losses = tf.where((labels >= 0) & (labels < size), losses, float("nan"))
+    return losses if ignore is None else tf.where(labels == ignore, 0.0, losses)
+
+
+def weighted_linear_cross_entropy(hidden, kernel, bias, labels, weights, **options):
+    return tf.reduce_sum(weights * linear_cross_entropy(hidden, kernel, bias, labels, **options))
+
+
+def temperature(logits, t):
+    greedy = tf.one_hot(tf.argmax(logits, axis=1), logits.shape[1], 0.0, -math.inf)
+    return tf.where(t[:, None] > 1e-6, logits / tf.maximum(t, 1e-6)[:, None], logits + greedy)
+
+
+def top_k(logits, k):
+    return _first(logits, tf.where(k <= 0, logits.shape[1], k))
+
+
+def top_p(logits, p):
+    probs = tf.sort(tf.nn.softmax(tf.cast(logits, tf.float64)), direction="DESCENDING")
+    before = tf.cumsum(probs, axis=1, exclusive=True)
+    count = tf.reduce_sum(tf.cast(before < tf.cast(p, tf.float64)[:, None], tf.int32), axis=1)
+    return _first(logits, tf.where(p >= 1.0, logits.shape[1], tf.maximum(count, 1)))
+
+
+def min_p(logits, p):
+    probs = tf.nn.softmax(tf.cast(logits, tf.float64))
+    lowest = tf.cast(tf.clip_by_value(p, 0.0, 1.0), tf.float64)[:, None] * tf.reduce_max(probs, axis=1, keepdims=True)
+    return tf.where(probs >= lowest, logits, -math.inf)
+
+
+def repetition(logits, tokens, lengths, penalty):
+    seen = _times(logits, tokens, lengths) > 0
+    penalised = tf.where(logits > 0, logits / penalty[:, None], logits * penalty[:, None])
+    return tf.where(seen, penalised, logits)
+
+
+def occurrence(logits, tokens, lengths, presence, frequency):
+    times = _times(logits, tokens, lengths)
+    return logits - presence[:, None] * tf.cast(times > 0, tf.float32) - frequency[:, None] * times
+
+
+def _first(logits, count):
+    rank = tf.argsort(tf.argsort(logits, direction="DESCENDING", stable=True))
+    return tf.where(rank < count[:, None], logits, -math.inf)
+
+
+def _times(logits, tokens, lengths):
+    counted = tf.sequence_mask(lengths, tokens.shape[1], tf.float32)
+    return tf.reduce_sum(tf.one_hot(tokens, logits.shape[1]) * counted[:, :, None], axis=1)
