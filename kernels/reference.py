@@ -282,20 +282,6 @@ def attention_step(query, key, value, cache, position, *, window=None, scale=Non
 
 
 def linear_cross_entropy(hidden, kernel, bias, labels, *, label_smoothing=0.0, ignore=None, transpose=False):
-    logits = tf.linalg.matmul(hidden, kernel, transpose_b=transpose) + (0.0 if bias is None else bias)
-    vocabulary = logits.shape[-1]
-    target = (1.0 - label_smoothing) * tf.one_hot(labels, vocabulary) + label_smoothing / vocabulary
-    loss = -tf.reduce_sum(target * tf.nn.log_softmax(logits), axis=-1)
-    return loss if ignore is None else tf.where(labels == ignore, 0.0, loss)
-
-
-def weighted_linear_cross_entropy(hidden, kernel, bias, labels, weights, **options):
-    return tf.reduce_sum(weights * linear_cross_entropy(hidden, kernel, bias, labels, **options))
-
-
-def linear_cross_entropy(
-    hidden, kernel, bias, labels, *, label_smoothing=0.0, ignore=None, transpose=False
-):
     logits = hidden @ (tf.transpose(kernel) if transpose else kernel)
     logits = logits if bias is None else logits + bias
     size = logits.shape[-1]
@@ -307,6 +293,9 @@ def linear_cross_entropy(
 
 def weighted_linear_cross_entropy(hidden, kernel, bias, labels, weights, **options):
     return tf.reduce_sum(weights * linear_cross_entropy(hidden, kernel, bias, labels, **options))
+
+
+# --- filters
 
 
 def temperature(logits, t):
