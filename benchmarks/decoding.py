@@ -61,6 +61,7 @@ def decoder(batch: int, jit: bool = True):
     return run
 
 
-def normalized(x: tf.Tensor, gain: tf.Tensor, shift: tf.Tensor) -> tf.Tensor:
+def normalized(x: tf.Tensor, gain: tf.Tensor, shift: tf.Tensor | float = 0.0) -> tf.Tensor:
+    """Layer normalization over the last axis."""
     mean, variance = tf.nn.moments(x, axes=[-1], keepdims=True)
     return (x - mean) * (tf.math.rsqrt(variance + 1e-5) * gain) + shift

@@ -6,6 +6,7 @@ import time
 import keras
 import numpy as np
 import tensorflow as tf
+from decoding import decoder, normalized
 from rows import (
     CODE,
     CONTEXT,
@@ -175,11 +176,6 @@ class GPT(Model):
         return mean_cross_entropy(normalized(x, self.last.value), self.embedding.value, None, tokens[:, 1:], True)
 
 
-def normalized(x: tf.Tensor, gain: tf.Tensor) -> tf.Tensor:
-    mean, variance = tf.nn.moments(x, axes=[-1], keepdims=True)
-    return (x - mean) * (tf.math.rsqrt(variance + 1e-5) * gain)
-
-
 def loop(name: str, jit: bool | None):
     """`jit` None: as `gentf train` chooses."""
     strategy = tf.distribute.get_strategy()
@@ -226,8 +222,6 @@ def main(contender: str, name: str) -> None:
     matrix = tf.random.stateless_normal((1024, 1024), seed=(0, 0))
     jit = {"gentf": None, "gentf-graph": False, "gentf-xla": True}[contender]
     if name.startswith("decode"):
-        from decoding import decoder
-
         make, warm_up = lambda: decoder(ROWS[name].batch), ROWS[name].steps
     else:
         make, warm_up = lambda: loop(name, jit), 2 * PER_CALL

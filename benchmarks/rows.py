@@ -40,7 +40,7 @@ class Row:
 
 
 TRAIN = ("gentf", "gentf-graph", "gentf-xla", "keras-fit", "torch-eager", "torch-compiled")
-WITHOUT_XLA = ("gentf", "keras-fit", "torch-eager", "torch-compiled")  # compiling it takes minutes, see FASTER_...
+WITHOUT_XLA = ("gentf", "keras-fit", "torch-eager", "torch-compiled")  # minutes to compile, and slower
 GATES = {"lstm": 4, "gru": 3}
 
 

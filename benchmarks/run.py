@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -154,6 +155,12 @@ def draw(results: dict[str, list[Worker]]) -> None:
     figure.savefig(HERE / "results.png", dpi=110, bbox_inches="tight")
 
 
+def command() -> str:
+    """What this run was asked for, in the form in which it can be asked again."""
+    options = shlex.join(sys.argv[1:])
+    return f"make bench ARGS='{options}'" if options else "make bench"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
@@ -169,7 +176,7 @@ def main() -> None:
     head = [
         "# Steps beside their peers",
         "",
-        f"`make bench` at commit {commit.stdout.strip() or 'unknown'}; {os.cpu_count()} cores, {platform.machine()}, "
+        f"`{command()}` at commit {commit.stdout.strip() or 'unknown'}; {os.cpu_count()} cores, {platform.machine()}, "
         f"{arguments.rounds} rounds in turns. What is compared, and how, stands in [README.md](README.md).",
         "",
         summary(results),

@@ -65,12 +65,12 @@ def train(
 
     config = with_data(config, data or config.data.name)
     bar = ProgressBar()
-    if dry_run:
-        from gentf.training.estimate import estimate
-
-        click.echo(estimate(config, bar.loading))
-        return
     try:
+        if dry_run:
+            from gentf.training.estimate import estimate
+
+            click.echo(estimate(config, bar.loading))
+            return
         fit(config, run, resume=resume, reporter=bar)
     except Interrupted as stop:
         bar.clear()

@@ -11,11 +11,13 @@ one matrix, so that keys and values are never repeated.
 """
 
 import math
-from typing import Any, TypeAlias
+from typing import Any
 
 import tensorflow as tf
 
-Size: TypeAlias = Any  # an int where the size is static, else a scalar tensor
+from gentf.kernels.tracing import Size
+from gentf.kernels.tracing import size as _size
+
 Cache = tuple[tf.Tensor, tf.Tensor]
 
 HIDDEN = -1e30  # added to the score of a hidden key
@@ -439,10 +441,6 @@ def _rotate(x: tf.Tensor, cos: tf.Tensor, sin: tf.Tensor) -> tf.Tensor:
         return tf.concat([a * cos - b * sin, b * cos + a * sin], axis=-1), lambda upstream: _rotate(upstream, cos, -sin)
 
     return run(x)
-
-
-def _size(x: tf.Tensor, axis: int) -> Size:
-    return tf.shape(x)[axis] if x.shape[axis] is None else x.shape[axis]
 
 
 def _tail(x: tf.Tensor) -> tuple[Size, int, int]:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from gentf.kernels.upfirdn import Pair, pair, under_xla, upfirdn
+from gentf.kernels.tracing import under_xla
+from gentf.kernels.upfirdn import Pair, pair, upfirdn
 
 NARROW = 4  # channels up to which a side counts as narrow, and NARROW_BLOCKS of a strided convolution's input
 NARROW_BLOCKS = 8

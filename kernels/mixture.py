@@ -117,13 +117,11 @@ def sample(
     if not logits.shape[1:].is_fully_defined():
         raise ValueError(f"`logits` must be static but for the batch. Received: logits of shape {logits.shape}")
     u = random.uniform(seed, (*logits.shape[1:-1], components + channels), counter)
-    u = tf.maximum(u, 2.0**-25)  # inside (0, 1): every logarithm is finite
-    gumbel = -tf.math.log(-tf.math.log(u[..., :components]))
-    component = tf.argmax(logits + gumbel, axis=-1, output_type=tf.int32)
+    component = tf.argmax(logits + random.to_gumbel(u[..., :components]), axis=-1, output_type=tf.int32)
     means, log_scales, *rest = (
         tf.gather(p, component, axis=-2, batch_dims=component.shape.rank) for p in (means, log_scales, *rest)
     )
-    u = u[..., components:]
+    u = tf.maximum(u[..., components:], 2.0**-25)  # inside (0, 1): both logarithms are finite
     noise = tf.exp(_clip(log_scales)) * (tf.math.log(u) - tf.math.log1p(-u))
     places: list[tf.Tensor] = []
     values: list[tf.Tensor] = []

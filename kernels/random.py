@@ -86,9 +86,13 @@ def categorical(seed: tf.Tensor, logits: tf.Tensor, counter: int | tf.Tensor = 0
     Returns:
         (B,) int32 in [0, K).
     """
-    u = tf.maximum(uniform(seed, (logits.shape[-1],), counter), 2.0**-25)  # inside (0, 1): both logarithms are finite
-    gumbel = -tf.math.log(-tf.math.log(u))
+    gumbel = to_gumbel(uniform(seed, (logits.shape[-1],), counter))
     return tf.argmax(tf.cast(logits, tf.float32) + gumbel, axis=-1, output_type=tf.int32)
+
+
+def to_gumbel(u: tf.Tensor) -> tf.Tensor:
+    """Standard Gumbel numbers from what `uniform` gives; finite for each of its values, 0 included."""
+    return -tf.math.log(-tf.math.log(tf.maximum(u, 2.0**-25)))
 
 
 def fold_in(seed: tf.Tensor, data: int | tf.Tensor) -> tf.Tensor:

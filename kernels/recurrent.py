@@ -16,6 +16,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from gentf.kernels.quantize import lookup
+from gentf.kernels.tracing import size
 
 Tensors = tuple[tf.Tensor, ...]
 
@@ -138,7 +139,7 @@ def project(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor | None) -> tf.Tenso
         return lookup(kernel if bias is None else kernel + bias, x)  # its gradient is dense: the table is small
     y = tf.matmul(tf.reshape(x, (-1, x.shape[-1])), kernel)
     y = y if bias is None else y + bias
-    return tf.reshape(y, (*_sizes(x)[:2], kernel.shape[-1]))
+    return tf.reshape(y, (size(x, 0), size(x, 1), kernel.shape[-1]))
 
 
 class _Cell(NamedTuple):
@@ -184,7 +185,7 @@ def _layer(cell, x, kernel, bias, weights, state, mask, reverse, segment) -> tup
 def _scan(cell: _Cell, projected: tf.Tensor, mask: tf.Tensor | None, weights: Tensors, state: Tensors):
     """The loop over time. States and gates are float32, products in the dtype of `projected`."""
     dtype = projected.dtype
-    steps, rows = _sizes(projected)[:2]
+    steps, rows = size(projected, 0), size(projected, 1)
     units = state[0].shape[-1]
     count = len(weights)
 
@@ -260,14 +261,14 @@ def _checkpointed(function: Callable, segment: int) -> Callable:
     segment is computed again, last one first."""
 
     def whole(x, mask, parameters, state):
-        steps, rows = _sizes(x)[:2]
+        steps, rows = size(x, 0), size(x, 1)
         segments = -(-steps // segment)
         missing = segments * segment - steps
         if mask is None:
             mask = tf.ones((steps, rows), tf.bool)
         mask = tf.reshape(tf.pad(mask, ((0, missing), (0, 0))), (segments, segment, rows))
         padded = tf.pad(x, ((0, missing), *((0, 0) for _ in x.shape[1:])))
-        padded = tf.reshape(padded, (segments, segment, *_sizes(x)[1:]))
+        padded = tf.reshape(padded, (segments, segment, rows, *x.shape[2:]))
         count = len(parameters)
 
         @tf.custom_gradient
@@ -433,9 +434,3 @@ def _swap_last_gates(weight: tf.Tensor) -> tf.Tensor:
     """Columns i, f, g, o in the order i, f, o, g."""
     i, f, g, o = tf.split(weight, 4, axis=-1)
     return tf.concat([i, f, o, g], axis=-1)
-
-
-def _sizes(x: tf.Tensor) -> list:
-    """The shape, each size a number where it is known."""
-    dynamic = tf.shape(x)
-    return [dynamic[axis] if size is None else size for axis, size in enumerate(x.shape)]

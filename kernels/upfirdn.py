@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from gentf.kernels.tracing import under_xla
+
 JOINT_TAPS = 36  # a separable filter of no more taps than that runs as one two-dimensional pass: memory costs more
 Pair = tuple[int, int]
 Taps = Sequence | np.ndarray
@@ -88,22 +90,6 @@ def downsample2d(x: tf.Tensor, filter: Taps = (1, 3, 3, 1), factor: int = 2) -> 
     taps = _low_pass(filter)
     pads = [pad for size in _extent(taps) for pad in ((size - factor + 1) // 2, (size - factor) // 2)]
     return upfirdn(x, taps, down=factor, padding=pads)
-
-
-def under_xla() -> bool:
-    """Whether what is traced now is compiled by XLA as a whole: inside a function with jit_compile=True.
-
-    XLA and the stock runtime want different formulations of some operations. Automatic clustering is not seen.
-    """
-    graph = tf.compat.v1.get_default_graph()
-    while graph is not None:
-        context = graph._get_control_flow_context()
-        while context is not None:
-            if context.IsXLAContext():
-                return True
-            context = context.outer_context
-        graph = getattr(graph, "outer_graph", None)
-    return False
 
 
 def _resample(x: tf.Tensor, taps: np.ndarray, up: Pair, down: Pair, padding: tuple[int, ...]) -> tf.Tensor:

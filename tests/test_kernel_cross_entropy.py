@@ -165,8 +165,10 @@ def test_compiled_program_never_holds_the_logits(monkeypatch):
         return run
 
     for function, products in ((weighted, 3), (losses, 4)):
-        for program, expected in ((compiled(function, *arguments), 1),
-                                  (compiled(with_gradient(function), *arguments), products)):
+        for program, expected in (
+            (compiled(function, *arguments), 1),
+            (compiled(with_gradient(function), *arguments), products),
+        ):
             assert largest(program) <= 600 < tokens * size
             assert len(re.findall(r" dot\(", program)) == expected
 

@@ -17,7 +17,7 @@ import tensorflow as tf
 from gentf.export import graph
 
 KERNELS = Path(__file__).parent.parent / "kernels"
-NOT_FUNCTIONS = {"__init__", "reference", "random", "optimizer"}  # random: in every export of a model
+NOT_FUNCTIONS = {"__init__", "reference", "random", "optimizer", "tracing"}  # random: in every export of a model
 NAMES = sorted({path.stem for path in KERNELS.glob("*.py")} - NOT_FUNCTIONS)
 
 SERVE = """

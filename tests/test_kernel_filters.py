@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from kernel_laws import assert_matches, draw
 
-from gentf.kernels import filters
+from gentf.kernels import filters, reference
 
 NEVER = -np.inf
 WIDE = 700  # more than are sorted at first, so that both ways of ranking are run
@@ -128,3 +129,40 @@ def test_bfloat16_keeps_its_dtype_and_bad_logits_are_refused():
     assert low.dtype == tf.bfloat16
     with pytest.raises(ValueError, match="`logits` must be"):
         filters.top_k(tf.zeros((3,)), tf.constant([1]))
+
+
+def stays(function, *controls):
+    """Which tokens stay, and their logits: finite, so that tolerances mean something."""
+
+    def run(z):
+        logits = function(z, *controls)
+        finite = tf.math.is_finite(logits)
+        return tf.cast(finite, tf.int32), tf.where(finite, logits, 0.0)
+
+    return run
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("name", EXPORTS)
+def test_value_and_gradient_match_the_reference(name, jit):
+    controls = EXPORTS[name][1][1:]
+    z = tf.constant(rows(WIDE)) if name == "top_k" else SMALL
+    assert_matches(
+        stays(getattr(filters, name), *controls), stays(getattr(reference, name), *controls), [z], jit=jit, dynamic=(0,)
+    )
+
+
+@pytest.mark.parametrize("sorted_first", [256, 1])
+def test_the_nucleus_is_the_smallest(monkeypatch, sorted_first):
+    """It holds `p`, and would not without its least likely token; of equal tokens exact shares are counted exactly."""
+    monkeypatch.setattr(filters, "SORTED", sorted_first)
+    z = draw(4, 1000)
+    z = tf.concat([8.0 * z, 0.1 * z, tf.round(2.0 * z), tf.where(z > 1.5, z, NEVER)], axis=0)
+    p = np.tile(np.float32([0.05, 0.6, 0.9, 0.99]), 4)
+    probabilities = tf.nn.softmax(tf.cast(z, tf.float64)).numpy()
+    inside = np.isfinite(filters.top_p(z, tf.constant(p)))
+    mass = (probabilities * inside).sum(axis=1)
+    least = np.where(inside, probabilities, np.inf).min(axis=1)
+    assert (mass >= p - 1e-6).all() and (mass - least < p + 1e-6).all()
+    equal = np.isfinite(filters.top_p(tf.fill((3, 4), 1.25), tf.constant([0.5, 0.25, 0.75])))
+    np.testing.assert_array_equal(equal, [[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0]])

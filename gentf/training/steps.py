@@ -91,20 +91,17 @@ class Steps:
         self.per_call = 1 if several else per_call
         self._strategy = strategy
         self._resident = resident
+        # no relaxing of shapes: a new one is a new trace, so that traces tell what was compiled
         self._one = tf.function(
-            lambda item: model.update(self._batch(item), jit=jit and several),
-            jit_compile=jit and not several,
-            reduce_retracing=True,
+            lambda item: model.update(self._batch(item), jit=jit and several), jit_compile=jit and not several
         )
-        self._many = tf.function(self._loop(model), jit_compile=jit, reduce_retracing=True)
-        self._shapes: set = set()
+        self._many = tf.function(self._loop(model), jit_compile=jit)
 
     @property
     def compilations(self) -> int:
-        """How often a step was traced or, for a shape that needs no new trace, compiled. It grows in the first steps
-        (a whole call, and single steps where an epoch has a few left) and must not grow after them."""
-        traces = sum(function.experimental_get_tracing_count() for function in (self._one, self._many))
-        return max(traces, len(self._shapes))
+        """How many programs were made of the step. It grows in the first steps (a whole call, and single steps where
+        an epoch has a few left) and must not grow after them."""
+        return sum(function.experimental_get_tracing_count() for function in (self._one, self._many))
 
     def run(self, taken: list | tf.Tensor) -> Logs:
         """Run one step on each of what `Feed.take` gave (or of a list of batches): all in one call if they are
@@ -112,16 +109,9 @@ class Steps:
         count = len(taken)
         with self._strategy.scope():
             if count > 1 and count == self.per_call:
-                self._note("many", taken)
                 return {name: value.numpy() for name, value in self._many(taken).items()}
-            logs = []
-            for index in range(count):
-                self._note("one", taken[index])
-                logs.append(self._one(taken[index]))
+            logs = [self._one(taken[index]) for index in range(count)]
         return {name: np.stack([step[name].numpy() for step in logs]) for name in logs[0]}
-
-    def _note(self, kind: str, argument) -> None:
-        self._shapes.add((kind, *(tuple(part.shape) for part in tf.nest.flatten(argument) if hasattr(part, "shape"))))
 
     def _batch(self, item):
         """A batch, from itself or from the numbers of its rows."""
