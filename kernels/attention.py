@@ -289,21 +289,23 @@ def _blocked(query, key, value, visible, first, last, block):
 
     def backward(q, k, v, out, log_sum, d_out):
         """Gradients as blocks. Scores are transposed, so that two of the three products are of plain operands."""
-        delta = tf.reduce_sum(d_out * out, axis=-1)[..., None, :]
-        log_sum = tf.squeeze(log_sum, -1)[..., None, :]
+        # what is to be subtracted stands in one more column, against ones: the products subtract, at no pass over them
+        one = tf.ones_like(v[..., :1])
+        q_sum, k_one = tf.concat([q, -log_sum], -1), tf.concat([k, tf.ones_like(k[..., :1])], -1)
+        delta = tf.reduce_sum(d_out * out, axis=-1, keepdims=True)
+        d_delta, v_one = tf.concat([d_out, -delta], -1), tf.concat([v, one], -1)
 
         def visit(j, d_q, d_k, d_v):
-            k_j, v_j = k[j], v[j]
+            k_j, k_one_j, v_one_j = k[j], k_one[j], v_one[j]
 
             def step(masked, i, d_q, dk_j, dv_j):
-                q_i, d_i = q[i], d_out[i]
-                p = tf.exp(score(k_j, q_i, i, j, masked, True) - log_sum[i])
-                d_s = p * (tf.matmul(v_j, d_i, transpose_b=True) - delta[i])
+                p = tf.exp(score(k_one_j, q_sum[i], i, j, masked, True))
+                d_s = p * tf.matmul(v_one_j, d_delta[i], transpose_b=True)
                 d_q = d_q.write(i, d_q.read(i) + tf.matmul(d_s, k_j, transpose_a=True))
-                return d_q, dk_j + tf.matmul(d_s, q_i), dv_j + tf.matmul(p, d_i)
+                return d_q, dk_j + tf.matmul(d_s, q[i]), dv_j + tf.matmul(p, d_out[i])
 
             low, high = None if last is None else -last, None if first is None else -first
-            state = (d_q, tf.zeros_like(k_j), tf.zeros_like(v_j))
+            state = (d_q, tf.zeros_like(k_j), tf.zeros_like(v[j]))
             d_q, dk_j, dv_j = _over(j, columns, rows, row_blocks, -offset, low, high, step, state)
             return j + 1, d_q, d_k.write(j, dk_j), d_v.write(j, dv_j)
 
