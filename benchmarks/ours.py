@@ -218,6 +218,33 @@ def loop(name: str, jit: bool | None):
     return run
 
 
+def products_alone(name: str):
+    """Measures what the row's matrix products take by themselves: each size in a compiled loop, the best of three."""
+    times = 20
+
+    def compiled(product):
+        a, b = (tf.random.stateless_normal((product.batch, *shape), seed=(0, 0))
+                for shape in ((product.m, product.k), (product.k, product.n)))  # fmt: skip
+
+        @tf.function(jit_compile=True)
+        def run():
+            # each product reads something of the one before, or the compiler would take it out of the loop
+            return tf.while_loop(lambda i, c: i < times, lambda i, c: (i + 1, tf.matmul(a + 0.0 * c[:, :1, :1], b)),
+                                 (0, tf.zeros((product.batch, product.m, product.n))))[1]  # fmt: skip
+
+        run()
+        return run
+
+    functions = [(product, compiled(product)) for product in ROWS[name].products]
+
+    def seconds(function) -> float:
+        started = time.perf_counter()
+        function()[0, 0, 0].numpy()
+        return (time.perf_counter() - started) / times
+
+    return lambda: sum(1000 * product.count * min(seconds(run) for _ in range(3)) for product, run in functions)
+
+
 def main(contender: str, name: str) -> None:
     matrix = tf.random.stateless_normal((1024, 1024), seed=(0, 0))
     jit = {"gentf": None, "gentf-graph": False, "gentf-xla": True}[contender]
@@ -225,7 +252,9 @@ def main(contender: str, name: str) -> None:
         make, warm_up = lambda: decoder(ROWS[name].batch), ROWS[name].steps
     else:
         make, warm_up = lambda: loop(name, jit), 2 * PER_CALL
-    serve(make, lambda: tf.matmul(matrix, matrix).numpy()[0, 0], warm_up)
+    measured = contender == "gentf" and ROWS[name].products
+    products = (lambda: products_alone(name)) if measured else lambda: None
+    serve(make, lambda: tf.matmul(matrix, matrix).numpy()[0, 0], warm_up, products)
 
 
 if __name__ == "__main__":

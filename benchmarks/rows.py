@@ -1,7 +1,11 @@
 """What is compared: sizes and names, shared by every contender. Imports no framework."""
 
+import json
 import math
+import os
 from dataclasses import dataclass
+
+SIZES = json.loads(os.environ.get("GENTF_BENCH_SIZES", "{}"))  # what a point of the scaling tables changes
 
 # GANs
 LATENT, HEIGHT, WIDTH = 100, 28, 28
@@ -11,11 +15,26 @@ EMA_DECAY = 0.999
 # VAE
 HIDDEN, CODE = 200, 50
 # recurrent layers: V characters, embedded, two layers
-VOCABULARY, UNITS, STEPS = 65, 256, 128
+VOCABULARY, UNITS, STEPS = 65, SIZES.get("UNITS", 256), SIZES.get("STEPS", 128)
 # GPT: the configuration of nanoGPT's guide for a laptop
-LAYERS, MODEL, HEADS, CONTEXT = 4, 128, 4, 64
+LAYERS, MODEL, HEADS, CONTEXT = 4, SIZES.get("MODEL", 128), 4, SIZES.get("CONTEXT", 64)
 # decoding
 DECODE_LAYERS, DECODE_MODEL, DECODE_HEADS, TOKENS = 6, 384, 6, 256
+
+
+@dataclass(frozen=True)
+class Product:
+    """`count` times (batch, m, k) @ (batch, k, n), one after another."""
+
+    count: int
+    m: int
+    k: int
+    n: int
+    batch: int = 1
+
+    @property
+    def gflop(self) -> float:
+        return 2e-9 * self.count * self.batch * self.m * self.k * self.n
 
 
 @dataclass(frozen=True)
@@ -25,8 +44,8 @@ class Row:
     Attributes:
         batch: examples a step.
         steps: of one measurement.
-        gflop: of the model's matrix products in a step (forward, and both products of the backward pass), counted as
-            the layers are written down; None where convolutions make it no measure.
+        products: the model's matrix products in a step (forward, and both products of the backward pass), as the layers
+            are written down; empty where convolutions make them no measure.
         contenders: in the order of the table; the first one is what `gentf train` does.
         jit: whether gentf compiles with XLA, where a preset does not say it.
     """
@@ -35,8 +54,12 @@ class Row:
     batch: int
     steps: int
     contenders: tuple[str, ...]
-    gflop: float | None = None
+    products: tuple[Product, ...] = ()
     jit: bool = True
+
+    @property
+    def gflop(self) -> float:
+        return sum(product.gflop for product in self.products)
 
 
 TRAIN = ("gentf", "gentf-graph", "gentf-xla", "keras-fit", "torch-eager", "torch-compiled")
@@ -44,32 +67,52 @@ WITHOUT_XLA = ("gentf", "keras-fit", "torch-eager", "torch-compiled")  # minutes
 GATES = {"lstm": 4, "gru": 3}
 
 
-def recurrent_gflop(kind: str, batch: int) -> float:
-    products = 2 * 2 * UNITS * GATES[kind] * UNITS + UNITS * VOCABULARY  # two layers, input and state; the last layer
-    return 3 * 2 * batch * STEPS * products / 1e9
+def trained(m: int, k: int, n: int, count: int = 1, batch: int = 1) -> tuple[Product, ...]:
+    """A product, and the two that its gradients take."""
+    return (Product(count, m, k, n, batch), Product(count, m, n, k, batch), Product(count, k, m, n, batch))
 
 
-def gpt_gflop(batch: int) -> float:
-    layer = 12 * MODEL**2 + 2 * CONTEXT * MODEL  # weights, and the two products of attention
-    return 3 * 2 * batch * CONTEXT * (LAYERS * layer + MODEL * VOCABULARY) / 1e9
+def recurrent_products(kind: str, batch: int) -> tuple[Product, ...]:
+    rows, gates = batch * STEPS, GATES[kind] * UNITS
+    state = (Product(2 * STEPS, batch, UNITS, gates), Product(2 * STEPS, batch, gates, UNITS),
+             Product(2, UNITS, rows, gates))  # fmt: skip
+    return trained(rows, UNITS, gates, 2) + state + trained(rows, UNITS, VOCABULARY)
 
 
-def dense_gflop(batch: int, *widths: int) -> float:
-    return 3 * 2 * batch * sum(a * b for a, b in zip(widths, widths[1:])) / 1e9
+def gpt_products(batch: int) -> tuple[Product, ...]:
+    rows = batch * CONTEXT
+    shapes = ((MODEL, 3 * MODEL), (MODEL, MODEL), (MODEL, 4 * MODEL), (4 * MODEL, MODEL))
+    layers = sum((trained(rows, *shape, count=LAYERS) for shape in shapes), ())
+    heads = trained(CONTEXT, MODEL // HEADS, CONTEXT, LAYERS, batch * HEADS)  # scores; the mix of values costs the same
+    return layers + heads + heads + trained(rows, MODEL, VOCABULARY)
+
+
+def dense_products(batch: int, *widths: int) -> tuple[Product, ...]:
+    return sum((trained(batch, a, b) for a, b in zip(widths, widths[1:])), ())
+
+
+def batch_of(number: int) -> int:
+    return SIZES.get("BATCH", number)
 
 
 ROWS = {
     "mlp-gan": Row("MLP GAN 100-128-256-784 / 784-256-128-1, batch 128", 128, 200, TRAIN),
     "dcgan": Row("DCGAN 28x28x1, channels 32-64-128, batch 128", 128, 20, WITHOUT_XLA, jit=False),
     "vae": Row("MLP VAE 784-200-200-50, batch 128", 128, 200, TRAIN,
-               dense_gflop(128, HEIGHT * WIDTH, HIDDEN, HIDDEN, 2 * CODE)
-               + dense_gflop(128, CODE, HIDDEN, HIDDEN, HEIGHT * WIDTH)),
-    "lstm": Row("LSTM 2 x 256, 128 steps, batch 64", 64, 10, TRAIN, recurrent_gflop("lstm", 64)),
-    "gru": Row("GRU 2 x 256, 128 steps, batch 64", 64, 10, TRAIN, recurrent_gflop("gru", 64)),
-    "gpt": Row("GPT 4 layers of 128, context 64, batch 12", 12, 50, TRAIN, gpt_gflop(12)),
+               dense_products(128, HEIGHT * WIDTH, HIDDEN, HIDDEN, 2 * CODE)
+               + dense_products(128, CODE, HIDDEN, HIDDEN, HEIGHT * WIDTH)),
+    "lstm": Row("LSTM 2 x 256, 128 steps, batch 64", batch_of(64), 10, TRAIN, recurrent_products("lstm", batch_of(64))),
+    "gru": Row("GRU 2 x 256, 128 steps, batch 64", batch_of(64), 10, TRAIN, recurrent_products("gru", batch_of(64))),
+    "gpt": Row("GPT 4 layers of 128, context 64, batch 12", batch_of(12), 50, TRAIN, gpt_products(batch_of(12))),
     "decode-1": Row("Decoding, 6 layers of 384, 256 tokens, batch 1", 1, TOKENS, ("gentf", "transformers")),
     "decode-16": Row("Decoding, 6 layers of 384, 256 tokens, batch 16", 16, TOKENS, ("gentf", "transformers")),
 }  # fmt: skip
+
+# How cost grows: one size changed at a time, the others as in the row. The first value of each is the row's own.
+SCALING = {
+    "lstm": {"BATCH": (64, 16, 256), "STEPS": (128, 32, 512), "UNITS": (256, 128, 512)},
+    "gpt": {"BATCH": (12, 3, 48), "CONTEXT": (64, 16, 256), "MODEL": (128, 64, 512)},
+}
 
 
 def decode_bytes(batch: int) -> float:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import operations
-from rows import ROWS, Row, decode_bytes
+from rows import ROWS, SCALING, Row, decode_bytes
 
 HERE = Path(__file__).parent
 SCRIPTS = {"gentf": "ours.py", "keras": "keras_peers.py", "torch": "torch_peers.py", "transformers": "torch_peers.py"}
@@ -21,13 +21,14 @@ SCRIPTS = {"gentf": "ours.py", "keras": "keras_peers.py", "torch": "torch_peers.
 class Worker:
     """A contender's process."""
 
-    def __init__(self, contender: str, name: str, python: str):
+    def __init__(self, contender: str, name: str, python: str, sizes: dict[str, int] | None = None):
         self.name = contender
         self.results: list[dict] = []
         script = SCRIPTS[contender.split("-")[0]]
         self._process = subprocess.Popen(
             [python, str(HERE / script), contender, name],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=HERE,
+            env=os.environ | {"GENTF_BENCH_SIZES": json.dumps(sizes or {})},
         )  # fmt: skip
         self.start = self._read()
 
@@ -63,7 +64,7 @@ def python_of(contender: str) -> str | None:
     return python
 
 
-def compare(name: str, rounds: int, contenders: list[str]) -> list[Worker]:
+def compare(name: str, rounds: int, contenders: list[str], sizes: dict[str, int] | None = None) -> list[Worker]:
     workers = []
     for contender in contenders:
         python = python_of(contender)
@@ -71,7 +72,7 @@ def compare(name: str, rounds: int, contenders: list[str]) -> list[Worker]:
             print(f"{name}: {contender} is not installed, left out", file=sys.stderr)
             continue
         started = time.perf_counter()
-        workers.append(Worker(contender, name, python))
+        workers.append(Worker(contender, name, python, sizes))
         print(f"{name}: {contender} is ready after {time.perf_counter() - started:.1f} s", file=sys.stderr)
     for number in range(rounds):
         for worker in workers:
@@ -111,8 +112,47 @@ def table(name: str, row: Row, workers: list[Worker]) -> str:
             f"| {worker.name} | {middle:.2f} | {min(times):.2f} to {max(times):.2f} | {middle / ours:.2f} | {bound} "
             f"| {worker.start['first_s']:.1f} | {worker.start['memory_mb']:.0f} |"
         )
+    if any("products_ms" in result for result in workers[0].results):
+        alone = workers[0].median("products_ms")
+        lines += ["", f"The products at their own sizes, one after another and compiled by XLA, take {alone:.3g} ms, "
+                  f"{alone / ours:.0%} of gentf's step."]  # fmt: skip
     if any("data_wait" in result for result in workers[0].results):
         lines += ["", f"gentf waits for data {workers[0].median('data_wait'):.1%} of the time."]
+    return "\n".join(lines)
+
+
+def scaling(rounds: int) -> str:
+    """Markdown tables and a picture of how a step's time grows, gentf beside eager PyTorch."""
+    from matplotlib.figure import Figure
+
+    lines = ["## How cost grows", "", "One size changed at a time; milliseconds a step, medians.", "",
+             "![time by size](scaling.png)"]  # fmt: skip
+    figure = Figure(figsize=(9, 5.4), layout="constrained")
+    panels = figure.subplots(len(SCALING), max(map(len, SCALING.values())), squeeze=False)
+    for (name, changes), axes in zip(SCALING.items(), panels):
+        lines += [
+            "",
+            f"### {ROWS[name].title}",
+            "",
+            "| changed | gentf | torch-eager | times gentf |",
+            "|---|---|---|---|",
+        ]
+        for (size, values), panel in zip(changes.items(), axes):
+            curves: dict[str, list[tuple[int, float]]] = {}
+            for value in sorted(values):
+                workers = compare(name, rounds, ["gentf", "torch-eager"], {size: value})
+                times = [worker.median() for worker in workers]
+                for worker, middle in zip(workers, times):
+                    curves.setdefault(worker.name, []).append((value, middle))
+                peer = f"{times[1]:.2f} | {times[1] / times[0]:.2f}" if len(times) > 1 else " | "
+                lines.append(f"| {size.lower()} {value} | {times[0]:.2f} | {peer} |")
+            for contender, points in curves.items():
+                panel.loglog(*zip(*points), marker="o", label=contender)
+            panel.set(xlabel=size.lower(), ylabel="ms a step", title=name)
+            panel.set_xticks(sorted(values), [str(value) for value in sorted(values)], minor=False)
+            panel.minorticks_off()
+            panel.legend(fontsize=7)
+    figure.savefig(HERE / "scaling.png", dpi=110)
     return "\n".join(lines)
 
 
@@ -166,6 +206,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--kernels", nargs="*", default=list(operations.TITLES), choices=list(operations.TITLES))
+    parser.add_argument("--no-scaling", action="store_true", help="leave out how cost grows with the sizes")
     parser.add_argument("--contenders", nargs="+", help="those of the row by default")
     arguments = parser.parse_args()
     results = {}
@@ -185,6 +226,8 @@ def main() -> None:
         "",
     ]
     tables = "\n\n".join(table(name, ROWS[name], workers) for name, workers in results.items())
+    if not arguments.no_scaling:
+        tables += "\n\n" + scaling(max(1, arguments.rounds - 1))
     if arguments.kernels:
         tables += "\n\n" + operations.tables(arguments.kernels)
     (HERE / "RESULTS.md").write_text("\n".join(head) + "\n" + tables + "\n")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-CHUNK = 2**24  # logits held at a time: 64 MB, wide enough that adding up the kernel's gradient costs little
+CHUNK = 3 * 2**22  # logits held at a time: 50 MB, wide enough that adding up the kernel's gradient costs little
 SMALL = 1024  # vocabularies up to here: logits take about the memory of a hidden layer, and are held whole
 
 
@@ -30,7 +30,7 @@ def linear_cross_entropy(
     With z the logits, p their softmax, y the label, s the smoothing:
     loss = (1 - s) (logsumexp(z) - z_y) + s (logsumexp(z) - mean(z)), and d loss / dz = p - (1 - s) onehot(y) - s / V.
 
-    Memory: besides inputs and gradients, 2**24 logits and their gradient (128 MB), however many tokens; nothing is
+    Memory: besides inputs and gradients, 3 * 2**22 logits and their gradient (100 MB), however many tokens; nothing is
     stored for the backward pass. Where all logits are no more than that, or V <= 1024, softmax numerators are stored
     instead, and nothing is computed twice. Products and sums are taken in float32.
 
