@@ -1,0 +1,83 @@
+"""Where the milliseconds of gentf's GPT step go: the step again, with one part at a time left out.
+
+    python benchmarks/ablate.py     a Markdown table
+
+A part costs what the step saves without it; what XLA fuses into a neighbour seems free, and parts need not add up.
+"""
+
+import os
+import statistics
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import numpy as np
+import ours
+import tensorflow as tf
+from rows import CONTEXT, ROWS, VOCABULARY
+
+from gentf.training.steps import Steps
+
+ROUNDS = 7
+
+
+def step_of(model):
+    steps = Steps(model, tf.distribute.get_strategy(), ours.PER_CALL, True)
+    drawn = np.random.default_rng(0).integers(0, VOCABULARY, (ours.PER_CALL, ROWS["gpt"].batch, CONTEXT + 1), np.int32)
+    batches = [{"tokens": tf.constant(part)} for part in drawn]
+    steps.run(batches)
+    return lambda: steps.run(batches)
+
+
+class Frozen(ours.GPT):
+    """Gradients are taken, and added up instead of applied."""
+
+    def update(self, batch, jit=False):
+        with tf.GradientTape() as tape:
+            loss = self.loss(batch)
+        gradients = tape.gradient(loss, [weight.value for weight in self.weights])
+        used = tf.add_n([tf.reduce_sum(tf.convert_to_tensor(gradient)) for gradient in gradients])
+        self.step.assign_add(1)
+        return {"loss": tf.stack([loss + 0.0 * used, 1.0])}
+
+
+def main() -> None:
+    parts = {
+        "nothing": {},
+        "attention between its projections": {"attention.attention": lambda q, k, v, causal: q + k + v},
+        "layer norms": {"normalized": lambda x, gain: x * gain},
+        "GELU (ReLU in its place)": {"tf.nn.gelu": tf.nn.relu},
+        "softmax and cross-entropy": {
+            "mean_cross_entropy": lambda x, kernel, bias, labels, transpose: tf.reduce_mean(x @ tf.transpose(kernel))
+        },
+    }
+    functions = {}
+    for name, replaced in parts.items():
+        kept = []
+        for path, function in replaced.items():
+            *owners, attribute = path.split(".")
+            owner = ours
+            for part in owners:
+                owner = getattr(owner, part)
+            kept.append((owner, attribute, getattr(owner, attribute)))
+            setattr(owner, attribute, function)
+        functions[name] = step_of(ours.GPT())
+        for owner, attribute, function in kept:
+            setattr(owner, attribute, function)
+    functions["AdamW and clipping"] = step_of(Frozen())
+    times = {name: [] for name in functions}
+    for _ in range(ROUNDS):
+        for name, run in functions.items():
+            started = time.perf_counter()
+            run()
+            times[name].append(1000 * (time.perf_counter() - started) / ours.PER_CALL)
+    alone = ours.products_alone("gpt")
+    whole = statistics.median(times["nothing"])
+    print("| left out | ms a step | saved |\n|---|---|---|")
+    for name, values in times.items():
+        print(f"| {name} | {statistics.median(values):.2f} | {whole - statistics.median(values):.2f} |")
+    print(f"\nThe products alone: {statistics.median(alone() for _ in range(3)):.2f} ms.")
+
+
+if __name__ == "__main__":
+    main()
