@@ -5,6 +5,7 @@
 A part costs what the step saves without it; what XLA fuses into a neighbour seems free, and parts need not add up.
 """
 
+import logging
 import os
 import statistics
 import time
@@ -71,6 +72,7 @@ def main() -> None:
             started = time.perf_counter()
             run()
             times[name].append(1000 * (time.perf_counter() - started) / ours.PER_CALL)
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # a function for each size is meant
     alone = ours.products_alone("gpt")
     whole = statistics.median(times["nothing"])
     print("| left out | ms a step | saved |\n|---|---|---|")
