@@ -103,7 +103,7 @@ def word_starts(codes: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
 
     def neighbours(kinds):
         before, after = tf.concat([[-1], kinds], 0)[:-1], tf.concat([kinds, [-1]], 0)[1:]
-        return tf.where(first, -1, before), tf.where(last, -1, after)
+        return tf.where(first, -1, before), tf.where(last, -1, after)  # -1: no kind, so that a text begins a word
 
     kinds = tf.gather(_KIND_OF_START, tf.searchsorted(_STARTS, codes, side="right") - 1)
     before, after = neighbours(kinds)
@@ -112,7 +112,7 @@ def word_starts(codes: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
     before, after = neighbours(kinds)
     takes_space = (kinds == _LETTER) | (kinds == _SYMBOL)
     gives_space = (kinds == _SPACE) & ((after == _LETTER) | (after == _SYMBOL))
-    starts = first | gives_space | ((kinds != before) & ~(takes_space & (before == _SPACE)))
+    starts = gives_space | ((kinds != before) & ~(takes_space & (before == _SPACE)))
     begin = tf.gather(tf.where(starts)[:, 0], tf.cumsum(tf.cast(starts, tf.int32)) - 1)
     place = tf.range(tf.size(codes)) - tf.cast(begin, tf.int32)
     return place % tf.where(kinds == _DIGIT, _DIGITS, LONGEST) == 0
