@@ -108,10 +108,10 @@ ROWS = {
     "decode-16": Row("Decoding, 6 layers of 384, 256 tokens, batch 16", 16, TOKENS, ("gentf", "transformers")),
 }  # fmt: skip
 
-# How cost grows: one size changed at a time, the others as in the row. The first value of each is the row's own.
+# How cost grows: one size changed at a time, the others as in the row.
 SCALING = {
-    "lstm": {"BATCH": (64, 16, 256), "STEPS": (128, 32, 512), "UNITS": (256, 128, 512)},
-    "gpt": {"BATCH": (12, 3, 48), "CONTEXT": (64, 16, 256), "MODEL": (128, 64, 512)},
+    "lstm": {"BATCH": (16, 64, 256), "STEPS": (32, 128, 512), "UNITS": (128, 256, 512)},
+    "gpt": {"BATCH": (3, 12, 48), "CONTEXT": (16, 64, 256), "MODEL": (64, 128, 512)},
 }
 
 

@@ -290,10 +290,9 @@ def _blocked(query, key, value, visible, first, last, block):
     def backward(q, k, v, out, log_sum, d_out):
         """Gradients as blocks. Scores are transposed, so that two of the three products are of plain operands."""
         # what is to be subtracted stands in one more column, against ones: the products subtract, at no pass over them
-        one = tf.ones_like(v[..., :1])
-        q_sum, k_one = tf.concat([q, -log_sum], -1), tf.concat([k, tf.ones_like(k[..., :1])], -1)
         delta = tf.reduce_sum(d_out * out, axis=-1, keepdims=True)
-        d_delta, v_one = tf.concat([d_out, -delta], -1), tf.concat([v, one], -1)
+        q_sum, d_delta = tf.concat([q, -log_sum], -1), tf.concat([d_out, -delta], -1)
+        k_one, v_one = (tf.concat([x, tf.ones_like(x[..., :1])], -1) for x in (k, v))
 
         def visit(j, d_q, d_k, d_v):
             k_j, k_one_j, v_one_j = k[j], k_one[j], v_one[j]

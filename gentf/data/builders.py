@@ -70,7 +70,7 @@ def load_builder(name: str, settings: Settings) -> DataSource:
     Raises:
         UserError: no images in it, no network, a damaged folder.
     """
-    builder = _open(name)
+    builder = open_builder(name)
     info = builder.info
     image, class_names = _features(name, info.features)
     stored = image.shape
@@ -87,26 +87,28 @@ def load_builder(name: str, settings: Settings) -> DataSource:
         return example
 
     orders, stores = {}, {}
-    for split, own in _splits(name, info.splits).items():
+    for split, own in own_splits(name, info.splits).items():
         files = [os.fspath(path) for path in own.filepaths]
         records = scan_records(files, own.shard_lengths)
         stores[split] = RecordExamples(records, deserialize, settings.prepare, shape, bool(class_names))
         orders[split] = fixed_order(stores[split].size)
     orders = complete(orders, settings.validation_share, settings.test_share, name)
-    licence = getattr(info.redistribution_info, "license", "") or "not stated"
-    spec = DataSpec(name, shape, class_names=class_names, licence=licence)
+    spec = DataSpec(name, shape, class_names=class_names, licence=licence_of(builder))
     sizes = {split.name: [split.num_examples, split.num_bytes] for split in info.splits.values()}
     parts = {split: (stores.get(split, stores["train"]), order) for split, order in orders.items()}
     identity = [info.full_name, sizes]
     try:
         return build(spec, parts, settings, identity)
     except (tf.errors.OpError, UnicodeDecodeError) as error:  # the second: TF quotes damaged bytes in its message
-        raise UserError(
-            f"the prepared data of `{name}` are damaged: remove {builder.data_path} and prepare them again"
-        ) from error
+        raise damaged(name, builder) from error
 
 
-def _open(name: str) -> tfds.core.DatasetBuilder:
+def open_builder(name: str) -> tfds.core.DatasetBuilder:
+    """A builder whose data are prepared; they are downloaded and prepared where they are not.
+
+    Raises:
+        UserError: no network, a damaged folder, another format than TFRecord.
+    """
     folder = prepared_folder(name)
     try:
         with _quiet():
@@ -193,7 +195,18 @@ def _features(name: str, features) -> tuple[tfds.features.Image, tuple[str, ...]
     return image, tuple(label.names) if isinstance(label, tfds.features.ClassLabel) else ()
 
 
-def _splits(name: str, splits) -> dict:
+def licence_of(builder: tfds.core.DatasetBuilder) -> str:
+    """The licence of a builder's data, as far as TFDS knows it."""
+    return getattr(builder.info.redistribution_info, "license", "") or "not stated"
+
+
+def damaged(name: str, builder: tfds.core.DatasetBuilder) -> UserError:
+    """The error for prepared data that cannot be read."""
+    return UserError(f"the prepared data of `{name}` are damaged: remove {builder.data_path} and prepare them again")
+
+
+def own_splits(name: str, splits) -> dict:
+    """Those of "train", "validation" and "test" that a builder has, under whatever name; its only split is train."""
     own = {}
     for split, names in _OWN_NAMES.items():
         found = next((n for n in names if n in splits), None)

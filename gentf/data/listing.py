@@ -56,7 +56,7 @@ def list_images(root: Path) -> Listing:
     Raises:
         UserError: no images, or images both in class folders and beside them, or a class without a place in train.
     """
-    names = sorted(_walk(root))
+    names = sorted(walk(root, SUFFIXES))
     if not names:
         raise UserError(f"{root} holds no images: no file in it ends in {', '.join(SUFFIXES)}")
     tops = {name.partition("/")[0] if "/" in name else "" for name in names}
@@ -92,8 +92,15 @@ def printable(name: str) -> str:
     return shown if shown.isprintable() else ascii(shown)[1:-1]
 
 
-def _walk(root: Path) -> Iterator[str]:
-    """Relative names of the image files, each folder visited once however many links lead to it."""
+def walk(root: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
+    """Relative names of the files that end in one of `suffixes`, with "/" between parts.
+
+    Names that begin with a dot are passed over; links are followed, and each folder is visited once however many lead
+    to it.
+
+    Raises:
+        UserError: a folder that cannot be read.
+    """
     seen: set[tuple[int, int]] = set()
     pending = [""]
     while pending:
@@ -110,7 +117,7 @@ def _walk(root: Path) -> Iterator[str]:
                         continue
                     if entry.is_dir():
                         pending.append(f"{prefix}{entry.name}/")
-                    elif entry.name.lower().endswith(SUFFIXES):
+                    elif entry.name.lower().endswith(suffixes):
                         yield prefix + entry.name
         except OSError as error:
             raise UserError(f"cannot read the folder {printable(folder)}: {error.strerror}") from error

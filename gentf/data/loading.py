@@ -1,16 +1,15 @@
 """`load`: one way in for embedded sets, TFDS builders, folders and .npz files."""
 
-import difflib
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from gentf.data.arrays import load_npz
-from gentf.data.builders import builder_names, load_builder, prepared_folder
+from gentf.data.builders import load_builder
 from gentf.data.embedded import EMBEDDED, load_embedded
 from gentf.data.folder import load_folder
 from gentf.data.image import Preparation
+from gentf.data.names import find
 from gentf.data.source import DataSource, Progress, Settings
 from gentf.errors import UserError
 
@@ -46,24 +45,10 @@ def load(
     settings = Settings(
         Preparation(size, channels, fit), cache_mb, validation_share, test_share, max_corrupt_share, progress
     )
-    name = os.fspath(name_or_path)
-    if not isinstance(name_or_path, str) or _looks_like_path(name):
-        return _load_path(Path(name).expanduser(), settings)
-    if name in EMBEDDED:
-        return load_embedded(name, settings)
-    if os.sep in name and os.path.exists(name):
-        return _load_path(Path(name), settings)
-    if re.split("[/:]", name)[0] in builder_names() or (name and prepared_folder(name)):
-        return load_builder(name, settings)
-    if os.path.exists(name):
-        return _load_path(Path(name), settings)
-    near = difflib.get_close_matches(name, [*EMBEDDED, *builder_names()], n=3)
-    advice = f"did you mean {', '.join(near)}?" if near else "give the name of a TFDS builder, or of a folder or file"
-    raise UserError(f"no data set, folder or file is called {name!r}: {advice}")
-
-
-def _looks_like_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or os.path.isabs(name) or name.lower().endswith((".npz", ".zip"))
+    name, path = find(name_or_path, EMBEDDED, (".npz", ".zip"), "data set")
+    if path is not None:
+        return _load_path(path, settings)
+    return load_embedded(name, settings) if name in EMBEDDED else load_builder(name, settings)
 
 
 def _load_path(path: Path, settings: Settings) -> DataSource:

@@ -88,7 +88,7 @@ def cut(order: np.ndarray, validation_share: float, test_share: float, name: str
     Raises:
         UserError: nothing would be left to train on.
     """
-    sizes = [max(1, round(len(order) * share)) if share > 0 else 0 for share in (test_share, validation_share)]
+    sizes = held_out_sizes(len(order), validation_share, test_share)
     if sum(sizes) >= len(order):
         raise UserError(
             f"`{name}` has too few images to cut: {len(order)} in all, {sizes[1]} asked for validation and "
@@ -96,3 +96,9 @@ def cut(order: np.ndarray, validation_share: float, test_share: float, name: str
         )
     test, validation, train = np.split(order, np.cumsum(sizes))
     return train, validation, test
+
+
+def held_out_sizes(size: int, validation_share: float, test_share: float) -> tuple[int, int]:
+    """How many of `size` go to test, and how many to validation: see `cut`."""
+    test, validation = (max(1, round(size * share)) if share > 0 else 0 for share in (test_share, validation_share))
+    return test, validation

@@ -1,9 +1,8 @@
 """Text: read from files, folders, TFDS builders or Python's own manual; split, and packed into one stream of tokens."""
 
-import difflib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,10 +10,11 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from gentf.data.builders import _open, _splits, builder_names, prepared_folder
-from gentf.data.listing import printable
-from gentf.data.order import fixed_order
-from gentf.data.source import SPLITS, Progress
+from gentf.data.builders import damaged, licence_of, open_builder, own_splits
+from gentf.data.listing import printable, walk
+from gentf.data.names import find
+from gentf.data.order import fixed_order, held_out_sizes
+from gentf.data.source import SPLITS, Progress, Settings
 from gentf.data.tokenizers import BOUNDARY, Tokenizer
 from gentf.errors import UserError
 
@@ -106,14 +106,7 @@ def split_documents(documents: Documents, validation_share: float = 0.1, test_sh
     Raises:
         UserError: too little text to give every split some.
     """
-    for name, share in (("validation_share", validation_share), ("test_share", test_share)):
-        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
-            raise UserError(f"`{name}` must be in [0, 1). Received: {name}={share!r}")
-    if validation_share + test_share >= 1:
-        raise UserError(
-            "`validation_share` and `test_share` must leave something to train on. Received: "
-            f"validation_share={validation_share}, test_share={test_share}"
-        )
+    Settings(validation_share=validation_share, test_share=test_share)  # which checks them
     validation_share = validation_share if documents.validation is None else 0
     test_share = test_share if documents.test is None else 0
     parts = _deal(documents.train, validation_share, test_share)
@@ -172,20 +165,10 @@ def windows(length: int, block: int) -> int:
 
 
 def _find(name_or_path: str | os.PathLike, progress: Progress | None) -> Documents:
-    name = os.fspath(name_or_path)
-    if not isinstance(name_or_path, str) or name.startswith((".", "/", "~")) or name.lower().endswith(SUFFIXES):
-        return _from_path(Path(name).expanduser(), progress)
-    if name in EMBEDDED:
-        return _python_docs()
-    if os.sep in name and os.path.exists(name):
-        return _from_path(Path(name), progress)
-    if name and (re.split("[/:]", name)[0] in builder_names() or prepared_folder(name)):
-        return _from_builder(name)
-    if name and os.path.exists(name):
-        return _from_path(Path(name), progress)
-    near = difflib.get_close_matches(name, [*EMBEDDED, *builder_names()], n=3)
-    advice = f"did you mean {', '.join(near)}?" if near else "give the name of a TFDS builder, or of a folder or file"
-    raise UserError(f"no text, folder or file is called {name!r}: {advice}")
+    name, path = find(name_or_path, EMBEDDED, SUFFIXES, "text")
+    if path is not None:
+        return _from_path(path, progress)
+    return _python_docs() if name in EMBEDDED else _from_builder(name)
 
 
 def _python_docs() -> Documents:
@@ -197,7 +180,7 @@ def _python_docs() -> Documents:
 def _from_path(path: Path, progress: Progress | None) -> Documents:
     if not path.is_dir():
         return Documents([read_text(path)], name=str(path))
-    files = sorted(_walk(path))
+    files = sorted(walk(path, SUFFIXES))
     if not files:
         raise UserError(f"{printable(str(path))} holds no text files: no file in it ends in {', '.join(SUFFIXES)}")
     texts = []
@@ -206,25 +189,6 @@ def _from_path(path: Path, progress: Progress | None) -> Documents:
         if progress is not None:
             progress("reading files", done + 1, len(files))
     return Documents(texts, name=str(path))
-
-
-def _walk(root: Path) -> Iterator[str]:
-    """Relative paths of the text files, each folder visited once however many links lead to it."""
-
-    def refuse(error: OSError):
-        raise UserError(f"cannot read the folder {printable(str(error.filename))}: {error.strerror}") from error
-
-    seen: set[tuple[int, int]] = set()
-    for folder, below, files in os.walk(root, followlinks=True, onerror=refuse):
-        state = os.stat(folder)
-        if (state.st_dev, state.st_ino) in seen:
-            below.clear()
-            continue
-        seen.add((state.st_dev, state.st_ino))
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        for name in files:
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
-                yield os.path.relpath(os.path.join(folder, name), root)
 
 
 def _read(path: Path) -> str:
@@ -248,7 +212,7 @@ def _decode(data: bytes, name: str) -> str:
 
 
 def _from_builder(name: str) -> Documents:
-    builder = _open(name)
+    builder = open_builder(name)
     info = builder.info
     features = dict(info.features.items()) if isinstance(info.features, tfds.features.FeaturesDict) else {}
     texts = [key for key, feature in features.items() if isinstance(feature, tfds.features.Text)]
@@ -258,18 +222,15 @@ def _from_builder(name: str) -> Documents:
     key = "text" if "text" in texts else texts[0]
     parts: dict[str, list[str]] = {}
     try:
-        for part, own in _splits(name, info.splits).items():
+        for part, own in own_splits(name, info.splits).items():
             decoders = tfds.decode.PartialDecoding({key: features[key]})
             rows = builder.as_dataset(split=own.name, decoders=decoders).as_numpy_iterator()
             parts[part] = [
                 _decode(row[key], f"document {number} in {part} of `{name}`") for number, row in enumerate(rows)
             ]
     except (tf.errors.OpError, OSError) as error:
-        raise UserError(
-            f"the prepared data of `{name}` are damaged: remove {builder.data_path} and prepare them again"
-        ) from error
-    licence = getattr(info.redistribution_info, "license", "") or "not stated"
-    return Documents(**parts, licence=licence, name=name)
+        raise damaged(name, builder) from error
+    return Documents(**parts, licence=licence_of(builder), name=name)
 
 
 def _cut(texts: list[str], documents: str) -> list[str]:
@@ -287,7 +248,7 @@ def _deal(texts: list[str], validation_share: float, test_share: float) -> tuple
         shares = (round(1 - validation_share - test_share, 12), round(1 - test_share, 12))
         first, second = (int(len(texts[0]) * share) for share in shares)
         return [texts[0][:first]], [texts[0][first:second]], [texts[0][second:]]
-    sizes = [max(1, round(len(texts) * share)) if share > 0 else 0 for share in (test_share, validation_share)]
+    sizes = held_out_sizes(len(texts), validation_share, test_share)
     test, validation, train = np.split(fixed_order(len(texts)), np.cumsum(sizes))
     kept, held, tested = ([texts[row] for row in np.sort(rows)] for rows in (train, validation, test))
     return kept, held, tested
