@@ -189,7 +189,7 @@ def loop(name: str, jit: bool | None):
     if name in (*PRESETS, "vae"):
         split = Split("train", ArrayExamples(images(), None), np.arange(IMAGES))
         feed = Feed(split, row.batch, 0, 0, strategy)
-        steps, take = Steps(model, strategy, PER_CALL, jit, feed.resident), feed.take
+        steps, take = Steps(model, strategy, PER_CALL, jit, feed), feed.take
     else:
         length = CONTEXT if name == "gpt" else STEPS
         drawn = np.random.default_rng(0).integers(0, VOCABULARY, (PER_CALL, row.batch, length + 1), np.int32)

@@ -135,8 +135,8 @@ class ProgressBar:
 
 
 def losses(values: dict[str, float]) -> str:
-    shown = [name for name in values if name.endswith("loss") or name == "val_sliced_wasserstein"]
-    shown = [name for name in shown if not name.startswith("val_") or name == "val_sliced_wasserstein"]
+    shown = [name for name in values if name.endswith("loss") and not name.startswith("val_")]
+    shown += [name for name in ("val_sliced_wasserstein", "val_loss") if name in values][:1]
     return "  ".join(f"{name} {values[name]:.4g}" for name in shown)
 
 

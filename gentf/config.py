@@ -30,7 +30,8 @@ def field(default: Any, text: str, *, low: float | None = None, high: float | No
 class DataConfig:
     """Where the examples come from and how they are cut into train, validation and test."""
 
-    name: str = field("digits", "embedded set, TFDS builder, or path of a folder of images or an .npz file")
+    name: str = field("digits", "embedded set, TFDS builder, or the path of a file or folder")
+    modality: str = field("image", "what the examples are", choices=("image", "text", "music", "pairs"))
     cache_mb: int = field(1024, "decoded examples are held in memory up to this many MB, else streamed", low=0)
     validation_share: float = field(0.1, "cut from train where the data have no validation split", low=0.0, high=0.9)
     test_share: float = field(0.1, "cut from train where the data have no test split", low=0.0, high=0.9)
@@ -44,6 +45,36 @@ class ImageConfig:
     size: tuple[int, int] | None = field(None, "[height, width] in pixels to resize to; null keeps the size", low=1)
     channels: int | None = field(None, "1 grey, 3 colour, 4 with alpha; null keeps the files' own", choices=(1, 3, 4))
     fit: str = field("crop", "crop keeps the aspect ratio, stretch does not", choices=("crop", "stretch"))
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """How text, and pairs of texts, become tokens."""
+
+    tokenizer: str = field(
+        "char", "characters, bytes, or byte pairs learned from train", choices=("char", "byte", "bpe")
+    )
+    vocabulary: int | None = field(None, "bpe: number of tokens; null: 4096", low=257, high=2**20)
+    documents: str = field("file", "what is a document", choices=("file", "blank_line", "line"))
+    block: int = field(128, "tokens in a window that is learned from", low=1, high=65_536)
+
+
+@dataclass(frozen=True)
+class MusicConfig:
+    """How pieces become frames or tokens."""
+
+    tokens: str = field(
+        "frames", "frames of 88 keys, chords or events as tokens", choices=("frames", "chords", "events")
+    )
+    block: int = field(128, "frames, or tokens, that are learned from together", low=1, high=65_536)
+    transpose: int = field(0, "train also on transpositions by up to so many semitones, up and down", low=0, high=12)
+
+
+@dataclass(frozen=True)
+class PairsConfig:
+    """How many pairs a generated set has."""
+
+    examples: int = field(50_000, "pairs in train; validation and test have a tenth each", low=100, high=1_000_000)
 
 
 @dataclass(frozen=True)
@@ -72,13 +103,93 @@ class GANConfig:
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
-    """Adam, for generator and discriminator."""
+class RNNConfig:
+    """A recurrent model of sequences; the fields are the arguments of `gentf.models.RNN`."""
 
+    family: str = field("rnn", "model family", choices=("rnn",))
+    cell: str = field("lstm", "recurrent layer", choices=("rnn", "lstm", "gru"))
+    layers: int = field(2, "recurrent layers on top of one another", low=1, high=64)
+    units: int = field(256, "units of each layer", low=1, high=65_536)
+    embedding: int | None = field(None, "numbers a token is embedded in; null: as units", low=1, high=65_536)
+    dropout: float = field(0.0, "share of units left out between layers, the same at each step", low=0.0, high=0.95)
+    tied: bool = field(False, "the last layer shares the embedding's weights")
+    conditional: bool = field(False, "learn the classes of labelled data, and sample by class")
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """A decoder of self-attention; the fields are the arguments of `gentf.models.Transformer`."""
+
+    family: str = field("transformer", "model family", choices=("transformer",))
+    layers: int = field(4, "blocks of attention and feed-forward network", low=1, high=256)
+    width: int = field(128, "numbers that stand for a token between blocks", low=1, high=65_536)
+    heads: int = field(4, "heads of attention", low=1, high=1024)
+    groups: int | None = field(None, "heads of keys and values; null: as heads", low=1, high=1024)
+    hidden: int | None = field(None, "units of the feed-forward network; null: 4 times width", low=1, high=262_144)
+    positions: str = field("rotary", "how places are known", choices=("rotary", "learned"))
+    context: int | None = field(None, "tokens that a prediction may see; null: the data's block", low=1, high=1_048_576)
+    dropout: float = field(0.0, "share of numbers left out after embedding and branches", low=0.0, high=0.95)
+    bias: bool = field(False, "biases in linear layers and normalizations")
+    tied: bool = field(True, "the last layer shares the embedding's weights")
+    conditional: bool = field(False, "learn the classes of labelled data, and sample by class")
+
+
+@dataclass(frozen=True)
+class EncoderDecoderConfig:
+    """An encoder and a decoder of attention; the fields are the arguments of `gentf.models.EncoderDecoder`."""
+
+    family: str = field("encoder_decoder", "model family", choices=("encoder_decoder",))
+    layers: int = field(2, "blocks of the encoder, and of the decoder", low=1, high=256)
+    width: int = field(128, "numbers that stand for a token between blocks", low=1, high=65_536)
+    heads: int = field(4, "heads of attention", low=1, high=1024)
+    hidden: int | None = field(None, "units of the feed-forward network; null: 4 times width", low=1, high=262_144)
+    buckets: int = field(32, "relative distances that are told apart, both directions together", low=2, high=1024)
+    max_distance: int = field(128, "distances from here on are one bucket", low=2, high=65_536)
+    dropout: float = field(0.0, "share of numbers left out after embedding and branches", low=0.0, high=0.95)
+    tied: bool = field(True, "the last layer shares the embedding's weights")
+    corrupt_share: float = field(0.15, "text: share of tokens to be restored in pretraining", low=0.01, high=0.9)
+    corrupt_span: float = field(3.0, "text: mean length of what is cut out in pretraining", low=1.0, high=100.0)
+
+
+@dataclass(frozen=True)
+class PixelCNNConfig:
+    """A masked convolutional model of images; the fields are the arguments of `gentf.models.PixelCNN`."""
+
+    family: str = field("pixelcnn", "model family", choices=("pixelcnn",))
+    layers: int = field(7, "gated blocks", low=1, high=256)
+    width: int = field(32, "channels of each stack", low=1, high=4096)
+    kernel_size: int = field(3, "of the blocks, odd", low=1, high=31)
+    likelihood: str = field("bernoulli", "of a pixel", choices=("bernoulli", "categorical", "mixture"))
+    components: int = field(10, "mixture: logistic components", low=1, high=1000)
+    dropout: float = field(0.0, "share of channels left out inside blocks", low=0.0, high=0.95)
+    ema_decay: float = field(
+        0.999, "decay a step of the averaged weights that sample and score", low=0.0, high=0.999999
+    )
+    conditional: bool = field(False, "learn the classes of labelled data, and sample by class")
+
+
+ModelConfig = GANConfig | RNNConfig | TransformerConfig | EncoderDecoderConfig | PixelCNNConfig
+MODELS: dict[str, type] = {kind.__dataclass_fields__["family"].default: kind for kind in typing.get_args(ModelConfig)}
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The optimizer of every phase, and the course of its step size."""
+
+    name: str = field("adam", "adam, adamw (decay of weights apart from the gradient) or lion",
+                      choices=("adam", "adamw", "lion"))  # fmt: skip
     learning_rate: float = field(2e-4, "step size", low=0.0, high=10.0)
     discriminator_learning_rate: float | None = field(None, "null: as learning_rate", low=0.0, high=10.0)
+    warmup_steps: int = field(0, "steps in which the step size rises from 0", low=0)
+    decay_steps: int | None = field(None, "steps after warm-up in which it falls as a cosine; null: it stays", low=1)
+    final_share: float = field(0.1, "of the step size, what is left after decay_steps", low=0.0, high=1.0)
     beta_1: float = field(0.5, "decay of the mean of gradients", low=0.0, high=0.999999)
     beta_2: float = field(0.999, "decay of the mean of squared gradients", low=0.0, high=0.9999999)
+    weight_decay: float = field(
+        0.0, "adamw, lion: share of a matrix that a step of size 1 takes off", low=0.0, high=10.0
+    )
+    clip_norm: float | None = field(None, "gradients are scaled down to this norm over all; null: never", low=0.0)
+    accumulate: int = field(1, "batches whose gradients make one update", low=1, high=10_000)
 
 
 @dataclass(frozen=True)
@@ -86,6 +197,7 @@ class TrainConfig:
     """How long and how a model is trained."""
 
     epochs: int = field(20, "passes over the train split", low=1)
+    steps: int | None = field(None, "stop after so many steps, if that is sooner than the epochs", low=1)
     batch_size: int = field(64, "examples a step, over all devices", low=1)
     jit: str = field("auto", "compile the step with XLA: auto, true or false", choices=("auto", "true", "false"))
     precision: str = field("float32", "dtype policy", choices=("float32", "mixed_bfloat16"))
@@ -108,7 +220,10 @@ class Config:
     seed: int = field(0, "initial weights, shuffling, noise", low=0, high=2**31 - 1)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     image: ImageConfig = dataclasses.field(default_factory=ImageConfig)
-    model: GANConfig = dataclasses.field(default_factory=GANConfig)
+    text: TextConfig = dataclasses.field(default_factory=TextConfig)
+    music: MusicConfig = dataclasses.field(default_factory=MusicConfig)
+    pairs: PairsConfig = dataclasses.field(default_factory=PairsConfig)
+    model: ModelConfig = dataclasses.field(default_factory=GANConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
 
@@ -151,8 +266,12 @@ def load_yaml(path: str | Path) -> Config:
 
 
 def dump_yaml(config: Config) -> str:
-    """`config` as YAML; `load_yaml` of it gives an equal Config."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None, width=110)
+    """`config` as YAML, without sections of other modalities at their defaults; `load_yaml` gives an equal Config."""
+    values, used = to_dict(config), {config.data.modality} | ({"text"} if config.data.modality == "pairs" else set())
+    for name, kind in (("image", ImageConfig), ("text", TextConfig), ("music", MusicConfig), ("pairs", PairsConfig)):
+        if name not in used and getattr(config, name) == kind():
+            del values[name]
+    return yaml.safe_dump(values, sort_keys=False, default_flow_style=None, width=110)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -191,24 +310,25 @@ def replace(config: Config, key: str, value: Any, text: str | None = None) -> Co
     for section in sections:
         item = _fields(owners[-1]).get(section)
         if item is None or not dataclasses.is_dataclass(getattr(owners[-1], section)):
-            raise _unknown(key)
+            raise _unknown(key, config)
         owners.append(getattr(owners[-1], section))
     item = _fields(owners[-1]).get(name)
     if item is None or dataclasses.is_dataclass(getattr(owners[-1], name)):
-        raise _unknown(key)
+        raise _unknown(key, config)
+    if key == "model.family" and value in MODELS and value != config.model.family:
+        return dataclasses.replace(config, model=MODELS[value]())  # the other family's own defaults
     new: Any = check(type(owners[-1]), item, value, key, text)
     for owner, part in zip(reversed(owners), reversed([*sections, name])):
         new = dataclasses.replace(owner, **{part: new})
     return new
 
 
-def keys(config_type: type = Config, prefix: str = "") -> list[str]:
-    """Every dotted key that an override may name."""
-    found: list[str] = []
-    for item in dataclasses.fields(config_type):
-        hint = typing.get_type_hints(config_type)[item.name]
-        nested = isinstance(hint, type) and dataclasses.is_dataclass(hint)
-        found += keys(hint, f"{prefix}{item.name}.") if nested else [prefix + item.name]
+def keys(config: Any = None, prefix: str = "") -> list[str]:
+    """Every dotted key that an override of `config` may name; of the default one if None."""
+    config, found = Config() if config is None else config, []
+    for name in _fields(config):
+        value = getattr(config, name)
+        found += keys(value, f"{prefix}{name}.") if dataclasses.is_dataclass(value) else [prefix + name]
     return found
 
 
@@ -247,13 +367,19 @@ def check(owner: type, item: dataclasses.Field, value: Any, key: str, text: str 
 def _build(config_type: type, values: Any, prefix: str) -> Any:
     if not isinstance(values, Mapping):
         raise UserError(f"`{prefix.rstrip('.')}` must be a mapping. Received: {values!r}")
+    if prefix == "model.":
+        family = values.get("family", "gan")
+        if family not in MODELS:
+            raise UserError(f"`model.family` must be one of {', '.join(MODELS)}. Received: model.family={family}")
+        config_type = MODELS[family]
     known = {item.name: item for item in dataclasses.fields(config_type)}
     hints = typing.get_type_hints(config_type)
     built = {}
     for name, value in values.items():
         if name not in known:
-            raise _unknown(f"{prefix}{name}")
-        nested = dataclasses.is_dataclass(hints[name])
+            default = Config(model=config_type()) if prefix == "model." else Config()
+            raise _unknown(f"{prefix}{name}", default)
+        nested = dataclasses.is_dataclass(hints[name]) or hints[name] == ModelConfig
         key = f"{prefix}{name}"
         built[name] = _build(hints[name], value, key + ".") if nested else check(config_type, known[name], value, key)
     return config_type(**built)
@@ -310,8 +436,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _unknown(key: str) -> UserError:
-    return UserError(f"`key` must be {_nearest(key, keys())}. Received: {key!r}")
+def _unknown(key: str, config: Config) -> UserError:
+    return UserError(f"`key` must be {_nearest(key, keys(config))}. Received: {key!r}")
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:

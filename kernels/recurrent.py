@@ -128,6 +128,42 @@ def gru(
     return outputs, h
 
 
+def one_step(
+    cell: str,
+    kernel: tf.Tensor,
+    recurrent_kernel: tf.Tensor,
+    bias: tf.Tensor | None,
+    recurrent_bias: tf.Tensor | None = None,
+) -> Callable[[tf.Tensor, Tensors], Tensors]:
+    """One step of `rnn` (tanh), `lstm` or `gru` (`reset_after`), its weights made ready once, outside of a loop.
+
+    Args:
+        cell: "rnn", "lstm" or "gru".
+        kernel, recurrent_kernel, bias, recurrent_bias: as of these.
+    Returns:
+        x (B, D) float or (B,) integer, state (h,) or (h, c) of (B, H) float32 -> the state after it, whose h is the
+        output.
+    """
+    weights: Tensors = (recurrent_kernel,)
+    if cell == "lstm":
+        kernel, weights = _swap_last_gates(kernel), (_swap_last_gates(recurrent_kernel),)
+        bias = None if bias is None else _swap_last_gates(bias)
+    elif cell == "gru":
+        weights = (recurrent_kernel, tf.zeros_like(recurrent_kernel[0]) if recurrent_bias is None else recurrent_bias)
+    step = {"rnn": _rnn_cell(*_ACTIVATIONS["tanh"]), "lstm": _LSTM, "gru": _GRU}[cell].step
+    table = kernel if bias is None else kernel + bias
+
+    def advance(x: tf.Tensor, state: Tensors) -> Tensors:
+        if x.dtype.is_integer:
+            z = tf.gather(table, x)
+        else:
+            z = tf.matmul(tf.cast(x, kernel.dtype), kernel)
+            z = z if bias is None else z + bias
+        return step(tf.cast(z, tf.float32), weights, state)[0]
+
+    return advance
+
+
 def lengths_mask(lengths: tf.Tensor, steps: int | tf.Tensor) -> tf.Tensor:
     """(T, B) bool mask of sequences that end after `lengths` (B,) of `steps` = T steps."""
     return tf.range(steps, dtype=lengths.dtype)[:, None] < lengths[None, :]

@@ -45,8 +45,26 @@ class Examples:
         """Bytes of all images, decoded."""
         return self.size * int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
+    @property
+    def resident(self) -> Element | None:
+        """The whole store as tensors, from which `select` takes batches, if it is in memory as it is delivered."""
+        return None
+
+    def select(self, tensors: Element, rows: tf.Tensor) -> Element:
+        """The batch at `rows` (B,) of `resident`; for use inside a compiled step."""
+        return {name: tf.gather(values, rows) for name, values in tensors.items()}
+
+    def place(self, indices: tf.Tensor, key: tf.Tensor | None = None) -> tf.Tensor:
+        """The rows, as `gather` and `select` take them, of examples by number.
+
+        Args:
+            indices: (n,) int64.
+            key: (2,) int64 that is another one in each epoch; None for the examples as they stand.
+        """
+        return indices
+
     def gather(self, indices: tf.Tensor) -> Element:
-        """(B,) int64 -> raw tensors with leading dimension B."""
+        """(B,) int64 rows -> raw tensors with leading dimension B."""
         raise NotImplementedError
 
     def batches(self, indices: tf.data.Dataset, batch_size: int, drop_remainder: bool) -> tf.data.Dataset:
@@ -104,8 +122,12 @@ class ArrayExamples(Examples):
         """The arrays as TensorFlow holds them."""
         return {"image": self._images} | ({"label": self._labels} if self.labelled else {})
 
+    @property
+    def resident(self) -> Element | None:
+        return self.tensors if self.plain else None
+
     def gather(self, indices: tf.Tensor) -> Element:
-        return {name: tf.gather(values, indices) for name, values in self.tensors.items()}
+        return self.select(self.tensors, indices)
 
 
 class MappedExamples(Examples):

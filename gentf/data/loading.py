@@ -1,9 +1,12 @@
-"""`load`: one way in for embedded sets, TFDS builders, folders and .npz files."""
+"""`load`: one way in for embedded sets, TFDS builders, files and folders, of every modality."""
 
+import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from gentf.data import sequences
 from gentf.data.arrays import load_npz
 from gentf.data.builders import load_builder
 from gentf.data.embedded import EMBEDDED, load_embedded
@@ -14,7 +17,38 @@ from gentf.data.source import DataSource, Progress, Settings
 from gentf.errors import UserError
 
 
-def load(
+def load(name_or_path: str | os.PathLike, *, modality: str = "image", **options: Any) -> DataSource:
+    """Load a set as three splits.
+
+    Args:
+        name_or_path: see the modality's own function.
+        modality: "image" (`load_images`), "text" (`gentf.data.sequences.load_text`), "music" (`load_music`) or "pairs"
+            (`load_pairs`).
+        options: arguments of that function. Those of `load_images` about caching and corrupt files, and `progress`, are
+            accepted for every modality.
+    Raises:
+        UserError: anything about the arguments or the data that the user can put right, in one line.
+    """
+    loaders: dict[str, Callable[..., DataSource]] = {
+        "image": load_images,
+        "text": sequences.load_text,
+        "music": sequences.load_music,
+        "pairs": sequences.load_pairs,
+    }
+    if modality not in loaders:
+        raise UserError(f"`modality` must be one of {', '.join(loaders)}. Received: modality={modality!r}")
+    loader = loaders[modality]
+    known = inspect.signature(loader).parameters
+    general = {"cache_mb", "max_corrupt_share", "progress", *(("documents", "block") if modality == "pairs" else ())}
+    unknown = set(options) - set(known) - general
+    if unknown:
+        raise UserError(
+            f"`{sorted(unknown)[0]}` is no option of modality {modality}. It has: {', '.join(list(known)[1:])}"
+        )
+    return loader(name_or_path, **{name: value for name, value in options.items() if name in known})
+
+
+def load_images(
     name_or_path: str | os.PathLike,
     *,
     size: Sequence[int] | None = None,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -25,21 +26,33 @@ class DataSpec:
 
     Args:
         name: of the set: an embedded name, a builder's name, or a path.
-        shape: (H, W, C).
-        dtype: "uint8" or "float32".
-        value_range: (0, 255) for uint8, (-1.0, 1.0) for float32.
+        shape: (H, W, C) of an image; (block,) of tokens; (block, 88) of frames; (longest source, target) of pairs.
+        dtype: "uint8" or "float32" of images and frames, "int32" of tokens.
+        value_range: (0, 255) for uint8 and (-1.0, 1.0) for float32 images; of tokens, the first and the last.
         class_names: one a label; empty where the set has none.
         licence: as far as it is known.
-        modality: "image".
+        modality: "image", "text", "music" or "pairs".
+        tokenizer: text and pairs: what `gentf.data.tokenizers.Tokenizer.from_dict` takes; music: {"kind": "frames",
+            "chords" or "events"}; None for images.
+        start: the tokens that stand before a text where no prompt is given.
+        boundary: whether token 0 occurs, between texts or pieces: what is generated can then end by itself.
     """
 
     name: str
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     dtype: str = "uint8"
     value_range: tuple[float, float] = (0, 255)
     class_names: tuple[str, ...] = ()
     licence: str = "not stated"
     modality: str = "image"
+    tokenizer: Mapping[str, Any] | None = None
+    start: tuple[int, ...] = ()
+    boundary: bool = False
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens; 0 where there are none."""
+        return int(self.value_range[1]) + 1 if self.dtype == "int32" else 0
 
     @property
     def num_classes(self) -> int:
@@ -119,7 +132,7 @@ class Split:
             raise UserError(f"`batch_size` must be a positive integer. Received: batch_size={batch_size!r}")
         if batch_size > len(self):
             raise UserError(
-                f"`batch_size` must be at most the number of images in the {self.name} split, {len(self)}. "
+                f"`batch_size` must be at most the number of examples in the {self.name} split, {len(self)}. "
                 f"Received: batch_size={batch_size}"
             )
         return len(self) // int(batch_size)
@@ -164,7 +177,8 @@ class Split:
             seed: any integer.
             start_step: the first step delivered, >= 0.
         Returns:
-            elements {"image": (B, H, W, C), "label": int32 (B,) where labelled}.
+            elements {"image": (B, H, W, C), "label": int32 (B,) where labelled}; for sequences see
+            `gentf.data.sequences`.
         """
         if start_step < 0:
             raise UserError(f"`start_step` must not be negative. Received: start_step={start_step}")
@@ -182,21 +196,33 @@ class Split:
         """
         steps, seed, size = self.steps(batch_size), int(seed), len(self)
         order = on_host(self._order)
+        wrapped = (seed + 2**63) % 2**64 - 2**63
 
         def rows(step: tf.Tensor, count: int | tf.Tensor) -> tf.Tensor:
             positions = (step % steps) * batch_size + tf.range(tf.cast(count, tf.int64) * batch_size)
-            return tf.reshape(tf.gather(order, epoch_shuffle(positions, seed, step // steps, size)), (-1, batch_size))
+            numbers = tf.gather(order, epoch_shuffle(positions, seed, step // steps, size))
+            key = tf.stack([tf.constant(wrapped, tf.int64), tf.cast(step // steps, tf.int64)])
+            return tf.reshape(self._examples.place(numbers, key), (-1, batch_size))
 
         return rows
 
     def resident(self) -> dict[str, tf.Tensor] | None:
-        """The whole store as tensors, {"image": (n, H, W, C), "label": (n,)}, if it is in memory; else None."""
-        store = self._examples
-        if not isinstance(store, ArrayExamples) or not store.plain:
-            return None
-        return store.tensors
+        """The whole store as tensors, from which `select` takes batches, if it is in memory; else None."""
+        return self._examples.resident
+
+    def select(self, tensors: dict[str, tf.Tensor], rows: tf.Tensor) -> dict[str, tf.Tensor]:
+        """The batch at `rows` (B,) of `resident`; for use inside a compiled step."""
+        return self._examples.select(tensors, rows)
+
+    def contents(self) -> dict[str, np.ndarray]:
+        """Sequences: the arrays of the split, see `gentf.data.sequences`; of windows the stream that they lie in."""
+        tensors = self._examples.resident or {}
+        if "stream" in tensors:
+            return {"stream": tensors["stream"].numpy()}
+        return {name: values.numpy()[self._order] for name, values in tensors.items()}
 
     def _fixed(self, rows: np.ndarray, batch_size: int) -> tf.data.Dataset:
+        rows = self._examples.place(on_host(rows))
         indices = tf.data.Dataset.from_tensor_slices(rows).batch(batch_size)
         return _finished(self._examples.batches(indices, batch_size, drop_remainder=False))
 

@@ -2,35 +2,68 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 
 from gentf.config import Config, resolve
 from gentf.data import DataSpec, load
 from gentf.errors import UserError
-from gentf.kernels.optimizer import Adam
+from gentf.kernels.optimizer import Adam, AdamW, Lion
 from gentf.models.base import GenerativeModel, Phase, Signature
 from gentf.models.gan import GAN
+from gentf.models.images import ImageModel
+from gentf.models.rnn import RNN
+from gentf.models.sequence import SequenceModel
+from gentf.models.transformer import Transformer
 
-FAMILIES: dict[str, type[GenerativeModel]] = {"gan": GAN}
+FAMILIES: dict[str, type[GenerativeModel]] = {"gan": GAN, "rnn": RNN, "transformer": Transformer}
+#: Names of the variables that weight decay leaves alone: biases, gains, and tables of which few rows are read.
+NOT_DECAYED = ["bias", "gain", "shift", "embedding", "positions", "class_state"]
 
-__all__ = ["FAMILIES", "GAN", "GenerativeModel", "Phase", "Signature", "build", "from_preset"]
+__all__ = [
+    "FAMILIES",
+    "GAN",
+    "RNN",
+    "GenerativeModel",
+    "ImageModel",
+    "Phase",
+    "SequenceModel",
+    "Signature",
+    "Transformer",
+    "build",
+    "from_preset",
+]
 
 
 def build(config: Config, spec: DataSpec) -> GenerativeModel:
     """The model that `config` describes, for data of `spec`: compiled, with initial weights from `config.seed`.
 
     Raises:
-        UserError: a conditional model for data without labels or with a single class.
+        UserError: a family that does not know this kind of data, or a conditional model for data without labels or
+            with a single class.
     """
     arguments = dataclasses.asdict(config.model)
     family = FAMILIES[arguments.pop("family")]
-    conditional = arguments.pop("conditional")
+    conditional = arguments.pop("conditional", False)
     if conditional and spec.num_classes < 2:
         found = f"{spec.num_classes} classes in {spec.name}"
         raise UserError(f"`model.conditional` must be false for data with fewer than 2 classes. Received: {found}")
+    images = issubclass(family, ImageModel)
+    if images != (spec.modality == "image"):
+        kinds = "images" if images else "text or music"
+        raise UserError(
+            f"`model.family` must be one for data of modality {spec.modality}. Received: "
+            f"model.family={config.model.family}, which is for {kinds}"
+        )
+    if images:
+        arguments["image_shape"] = spec.shape
+    else:
+        arguments |= {"vocabulary": spec.vocabulary, "tokenizer": spec.tokenizer, "start": spec.start,
+                      "boundary": spec.boundary}  # fmt: skip
+        if "context" in arguments and arguments["context"] is None:
+            arguments["context"] = spec.shape[0]
     model = family(
-        image_shape=spec.shape,
         num_classes=spec.num_classes if conditional else 0,
         seed=config.seed,
         dtype=config.train.precision,
@@ -43,15 +76,39 @@ def build(config: Config, spec: DataSpec) -> GenerativeModel:
 def optimizers(config: Config) -> dict[str, keras.optimizers.Optimizer]:
     """The optimizers of `config`, as arguments of the model's `compile`."""
     options = config.optimizer
+    kind = {"adam": Adam, "adamw": AdamW, "lion": Lion}[options.name]
+    common: dict[str, Any] = {"beta_1": options.beta_1, "beta_2": options.beta_2}
+    common |= {"global_clipnorm": options.clip_norm} if options.clip_norm else {}
+    common |= {"weight_decay": options.weight_decay} if options.name != "adam" and options.weight_decay else {}
+    common |= {"gradient_accumulation_steps": options.accumulate} if options.accumulate > 1 else {}
 
-    def adam(learning_rate: float) -> keras.optimizers.Optimizer:
-        return Adam(learning_rate=learning_rate, beta_1=options.beta_1, beta_2=options.beta_2)
+    def optimizer(rate: float) -> keras.optimizers.Optimizer:
+        made = kind(learning_rate=_schedule(rate, config), **common)
+        if common.get("weight_decay"):
+            made.exclude_from_weight_decay(var_names=NOT_DECAYED)
+        return made
 
-    second = options.discriminator_learning_rate
-    return {
-        "optimizer": adam(options.learning_rate),
-        "discriminator_optimizer": adam(options.learning_rate if second is None else second),
-    }
+    found = {"optimizer": optimizer(options.learning_rate)}
+    if config.model.family == "gan":
+        second = options.discriminator_learning_rate
+        found["discriminator_optimizer"] = optimizer(options.learning_rate if second is None else second)
+    return found
+
+
+def _schedule(rate: float, config: Config) -> Any:
+    """The step size: a number, or its course over the updates."""
+    options = config.optimizer
+    if options.decay_steps is not None:
+        return keras.optimizers.schedules.CosineDecay(
+            initial_learning_rate=0.0 if options.warmup_steps else rate,
+            decay_steps=options.decay_steps,
+            alpha=options.final_share,
+            warmup_target=rate if options.warmup_steps else None,
+            warmup_steps=options.warmup_steps,
+        )
+    if options.warmup_steps:
+        return keras.optimizers.schedules.PolynomialDecay(0.0, options.warmup_steps, end_learning_rate=rate)
+    return rate
 
 
 def from_preset(
@@ -81,4 +138,8 @@ def from_preset(
 def load_data(config: Config, progress=None):
     """The data that `config` names, as a `gentf.data.DataSource`."""
     data = dataclasses.asdict(config.data)
-    return load(data.pop("name"), **dataclasses.asdict(config.image), **data, progress=progress)
+    sections = {"image": (config.image,), "text": (config.text,), "music": (config.music,),
+                "pairs": (config.pairs, config.text)}  # fmt: skip
+    for section in sections[config.data.modality]:
+        data |= dataclasses.asdict(section)
+    return load(data.pop("name"), **data, progress=progress)

@@ -5,7 +5,7 @@ each player; the training step below knows phases and nothing else about the mod
 gradients are computed on each replica, the schedule and the step counter live outside of the replicas.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -52,24 +52,23 @@ class Signature(NamedTuple):
 class GenerativeModel(keras.Model):
     """Base of all models.
 
-    A subclass gives `losses_on` (or `phases`, if it has several), `sample_rows` and `signatures`. Everything random in
-    training comes from `row_seeds`: it depends on the model's seed, the step, and the row in the global batch.
+    A subclass gives `losses_on` (or `phases`, if it has several), `prepare`, `sample` and `signatures`. Everything
+    random in training comes from `row_seeds`: it depends on the model's seed, the step, and the row in the global batch.
 
     Args:
-        image_shape: (height, width, channels).
         num_classes: classes the model is conditioned on; 0 for none.
         seed: initial weights and training noise, 0 <= seed < 2**31.
     """
 
-    def __init__(self, image_shape: Sequence[int], num_classes: int = 0, seed: int = 0, **kwargs):
+    #: What "best" means in a run: the lowest of this, of what is measured on validation data.
+    monitor = "val_loss"
+
+    def __init__(self, num_classes: int = 0, seed: int = 0, **kwargs):
         super().__init__(**kwargs)
-        if len(image_shape) != 3 or min(image_shape) < 1:
-            raise ValueError(f"`image_shape` must be (height, width, channels). Received: image_shape={image_shape}")
         if num_classes < 0:
             raise ValueError(f"`num_classes` must be at least 0. Received: num_classes={num_classes}")
         if not 0 <= seed < 2**31:
             raise ValueError(f"`seed` must be from 0 to 2**31 - 1. Received: seed={seed}")
-        self.image_shape = tuple(int(size) for size in image_shape)
         self.num_classes = int(num_classes)
         self.seed = int(seed)
         self.step = self.add_weight(
@@ -79,7 +78,6 @@ class GenerativeModel(keras.Model):
         self.test_function: Callable | None = None
         self._totals = tf.zeros((2, 1))
         self._logged: list[str] = []
-        self._sampler: Callable | None = None
 
     # What a family gives
 
@@ -94,42 +92,23 @@ class GenerativeModel(keras.Model):
     def after_step(self, strategy: tf.distribute.Strategy) -> None:
         """Called at the end of each step, outside of the replicas; averages of weights are updated here."""
 
-    def sample_rows(self, seed: tf.Tensor, label: tf.Tensor | None) -> tf.Tensor:
-        """(B, 2) int32 row seeds, (B,) int32 classes or None -> (B, H, W, C) float32 in [-1, 1]."""
+    def prepare(self, data: Any) -> Batch:
+        """A batch as the losses take it, from what `fit` accepts."""
         raise NotImplementedError
+
+    def sample(self, num: int, *, condition: Any = None, seed: int | None = None) -> Any:
+        """Draw `num` samples; the same seed gives the same ones."""
+        raise NotImplementedError
+
+    def weigh(self, batch: Batch) -> tf.Tensor:
+        """How much a batch counts in a mean of `losses_on` over batches: scalar float32."""
+        return tf.cast(tf.shape(next(iter(batch.values())))[0], tf.float32)
 
     def signatures(self) -> dict[str, Signature]:
         """What an exported model answers: name -> function and input specs."""
         raise NotImplementedError
 
-    # Data
-
-    def prepare(self, data: Any) -> Batch:
-        """A batch as the losses take it: {"image": float in [-1, 1], "label": int32} from what `fit` accepts.
-
-        Args:
-            data: {"image", "label"}, (image, label), (image,) or image. uint8 images are scaled from 0..255 to
-                [-1, 1]; floats are taken to be in [-1, 1].
-        """
-        if isinstance(data, Mapping):
-            batch = dict(data)
-        elif isinstance(data, (tuple, list)):
-            batch = dict(zip(("image", "label"), (part for part in data if part is not None)))
-        else:
-            batch = {"image": data}
-        image = tf.convert_to_tensor(batch["image"])
-        if image.shape.rank == 3 and self.image_shape[2] == 1:
-            image = image[..., None]
-        if image.shape[1:] != self.image_shape:
-            shape = tuple(image.shape[1:])
-            raise ValueError(f"`image` must be batches of shape {self.image_shape}. Received: image.shape[1:]={shape}")
-        scaled = tf.cast(image, tf.float32) / 127.5 - 1.0 if image.dtype == tf.uint8 else tf.cast(image, tf.float32)
-        prepared = {"image": scaled}
-        if self.num_classes:
-            if batch.get("label") is None:
-                raise ValueError("`label` must be given to a conditional model. Received: label=None")
-            prepared["label"] = tf.cast(batch["label"], tf.int32)
-        return prepared
+    # Training
 
     def row_seeds(self, rows: tf.Tensor, stream: int) -> tf.Tensor:
         """Seeds of the rows of this replica's part of the batch at this step.
@@ -146,8 +125,6 @@ class GenerativeModel(keras.Model):
         first = 0 if replica is None else tf.cast(replica.replica_id_in_sync_group, tf.int32) * rows
         step_seed = random.fold_in(tf.constant([[self.seed, stream]]), self.step.value)
         return random.fold_in(tf.tile(step_seed, (rows, 1)), first + tf.range(rows))
-
-    # Training
 
     def train_step(self, data: Any) -> Losses:
         """One step on a batch of this process, as `fit` does it. Returns the step's losses."""
@@ -193,7 +170,9 @@ class GenerativeModel(keras.Model):
                 losses = phase.losses(self.prepare(data))
             return losses, tape.gradient(losses["loss"], [variable.value for variable in phase.variables])
 
-        losses, gradients = (tf.function(gradients_of, jit_compile=True) if jit else gradients_of)(data)
+        losses, gradients = (
+            tf.function(gradients_of, jit_compile=True, autograph=False) if jit else gradients_of
+        )(data)
         if replicas > 1:  # the optimizer sums over replicas, and the loss is a mean over the global batch
             gradients = [gradient / replicas for gradient in gradients]
         phase.optimizer.apply(gradients, phase.variables)
@@ -229,6 +208,7 @@ class GenerativeModel(keras.Model):
             lambda data: step(data, jit=inner),
             jit_compile=bool(self.jit_compile) and not several,
             reduce_retracing=True,
+            autograph=False,
         )
 
     def _running_mean_of(self, step: Callable) -> Callable:
@@ -240,7 +220,7 @@ class GenerativeModel(keras.Model):
             values, weights = tf.unstack(tf.stack(list(logs.values())), axis=1)
             return totals + tf.stack([values * weights, weights])
 
-        counted = add_step if self.run_eagerly else tf.function(add_step, reduce_retracing=True)
+        counted = add_step if self.run_eagerly else tf.function(add_step, reduce_retracing=True, autograph=False)
 
         def function(iterator):
             for done in range(self.steps_per_execution):
@@ -261,39 +241,6 @@ class GenerativeModel(keras.Model):
     @property
     def metrics(self) -> list:
         return []  # `fit` logs what the steps return; Keras would add a loss of its own
-
-    # Sampling
-
-    def sample(self, num: int, *, condition: Any = None, seed: int | None = None) -> np.ndarray:
-        """Draw `num` samples.
-
-        Row i is made from the row seed [seed, i] alone: it is the same for any `num`, from an exported model, and in
-        any process.
-
-        Args:
-            num: at least 1.
-            condition: a class for all, or one a sample; None draws classes by the row seeds.
-            seed: 0 <= seed < 2**31; None takes a fresh one.
-        Returns:
-            (num, H, W, C) float32 in [-1, 1].
-        """
-        if num < 1:
-            raise ValueError(f"`num` must be at least 1. Received: num={num}")
-        seed = int(np.random.SeedSequence().generate_state(1)[0] >> 1) if seed is None else seed
-        if not 0 <= seed < 2**31:
-            raise ValueError(f"`seed` must be from 0 to 2**31 - 1. Received: seed={seed}")
-        labels = self.check_condition(condition, num)
-        if self._sampler is None:
-            specs = [tf.TensorSpec((None, 2), tf.int32)]
-            specs += [tf.TensorSpec((None,), tf.int32)] if self.num_classes else []
-            sampler = tf.function(lambda seed, label=None: self.sample_rows(seed, label))
-            self._sampler = sampler.get_concrete_function(*specs)
-        blocks = []
-        for start in range(0, num, 1024):  # bounds the memory that a large `num` takes
-            rows = min(1024, num - start)
-            label = () if labels is None else (tf.constant(labels[start : start + rows]),)
-            blocks.append(self._sampler(random.spread(seed, rows, start), *label).numpy())
-        return np.concatenate(blocks)
 
     def check_condition(self, condition: Any, num: int) -> np.ndarray | None:
         """(num,) int32 classes, -1 for one drawn by the row's seed; None for an unconditional model."""

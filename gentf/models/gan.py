@@ -9,7 +9,8 @@ import tensorflow as tf
 from gentf import losses, nn
 from gentf.kernels import random
 from gentf.kernels.optimizer import Adam
-from gentf.models.base import Batch, GenerativeModel, Losses, Phase, Signature, by_rows
+from gentf.models.base import Batch, Losses, Phase, Signature, by_rows
+from gentf.models.images import ImageModel
 
 # Streams of randomness inside a step.
 DISCRIMINATOR_NOISE, GENERATOR_NOISE, MIX, VALIDATION_NOISE = range(4)
@@ -18,7 +19,7 @@ SAMPLE_NOISE, SAMPLE_LABEL = range(2)
 
 
 @keras.saving.register_keras_serializable("gentf")
-class GAN(GenerativeModel):
+class GAN(ImageModel):
     """A generator of images from noise, trained against a discriminator.
 
     Samples and exports come from an exponential moving average of the generator, whose images change less from step to
@@ -40,6 +41,8 @@ class GAN(GenerativeModel):
         ema_decay: decay a step of the averaged generator.
         seed: initial weights and training noise.
     """
+
+    monitor = "val_sliced_wasserstein"
 
     def __init__(
         self,

@@ -7,11 +7,12 @@ import os
 
 import tensorflow as tf
 
-from gentf.config import Config
+from gentf.config import Config, GANConfig
 from gentf.errors import UserError
 
 #: Whether XLA makes the step faster on a CPU, by network: measured with `make bench` (benchmarks/RESULTS.md).
-FASTER_COMPILED_ON_CPU = {"mlp": True, "dcgan": False}
+FASTER_COMPILED_ON_CPU = {"mlp": True, "dcgan": False, "rnn": True, "transformer": True, "encoder_decoder": True,
+                          "pixelcnn": False}  # fmt: skip
 
 
 def make_strategy(devices: int | None) -> tf.distribute.Strategy:
@@ -58,6 +59,6 @@ def choose_jit(config: Config, strategy: tf.distribute.Strategy) -> tuple[bool, 
         return False, "several devices: batch statistics cross them inside the step"
     if gpu:
         return True, "a GPU"
-    network = config.model.network
+    network = config.model.network if isinstance(config.model, GANConfig) else config.model.family
     faster = FASTER_COMPILED_ON_CPU[network]
     return faster, f"measured {'faster' if faster else 'slower'} compiled for {network} on a CPU"

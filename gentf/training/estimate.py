@@ -7,8 +7,10 @@ from collections.abc import Callable
 import numpy as np
 
 from gentf.config import Config, dump_yaml
+from gentf.data import DataSpec
 from gentf.models import build, load_data
 from gentf.training import checkpoint, devices
+from gentf.training.loop import total_steps
 from gentf.training.steps import Feed, Steps, call_sizes
 
 MB = 1024.0**2
@@ -26,18 +28,19 @@ def estimate(config: Config, loading: Callable[[str, int, int], None] | None = N
         model = build(config, data.spec)
     jit, why = devices.choose_jit(config, strategy)
     feed = Feed(data.train, config.train.batch_size, config.seed, 0, strategy)
-    steps = Steps(model, strategy, config.train.steps_per_call, jit, feed.resident)
+    steps = Steps(model, strategy, config.train.steps_per_call, jit, feed)
     steps_per_epoch = data.train.steps(config.train.batch_size)
-    total = steps_per_epoch * config.train.epochs
+    total = total_steps(config, steps_per_epoch)
     seconds = _seconds_a_step(steps, feed, call_sizes(0, steps_per_epoch, steps.per_call))
     size = sum(array.nbytes for array in checkpoint.arrays(model).values())
-    parts = {layer.name: layer.count_params() for layer in model.layers}
+    parts = {layer.name: layer.count_params() for layer in model.layers} if config.model.family == "gan" else {}
+    parts = parts or {"in all": model.count_params()}
     splits = {split.name: len(split) for split in (data.train, data.validation, data.test)}
     lines = [
         dump_yaml(config).rstrip(),
         "",
         f"data         {data.spec.name}: " + ", ".join(f"{count:,} {name}" for name, count in splits.items()),
-        f"image        {' x '.join(map(str, data.spec.shape))}, {data.spec.num_classes} classes",
+        f"example      {data.spec.modality}, {' x '.join(map(str, data.spec.shape))}, {_kinds(data.spec)}",
         "parameters   " + ", ".join(f"{count:,} {name}" for name, count in parts.items()),
         f"steps        {steps_per_epoch:,} an epoch x {config.train.epochs} = {total:,}",
         f"XLA          {'on' if jit else 'off'} ({why})",
@@ -46,6 +49,10 @@ def estimate(config: Config, loading: Callable[[str, int, int], None] | None = N
         f"time         about {_duration(seconds * total)} ({1000 * seconds:.1f} ms a step)",
     ]
     return "\n".join(lines)
+
+
+def _kinds(spec: DataSpec) -> str:
+    return f"{spec.vocabulary} tokens" if spec.vocabulary else f"{spec.num_classes} classes"
 
 
 def _seconds_a_step(steps: Steps, feed: Feed, size: int) -> float:

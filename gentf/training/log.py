@@ -11,8 +11,8 @@ import tensorflow as tf
 
 from gentf.files import atomic_path, atomic_write
 
-#: What "best" means: the distance between samples and validation images.
-MONITOR = "val_sliced_wasserstein"
+#: Of samples from validation images.
+DISTANCE = "val_sliced_wasserstein"
 
 
 class RunLog:
@@ -45,6 +45,11 @@ class RunLog:
         with self._writer.as_default(step):
             tf.summary.image(name, image[None])
 
+    def text(self, step: int, name: str, texts: list[str]) -> None:
+        """Show texts in TensorBoard, as they are."""
+        with self._writer.as_default(step):
+            tf.summary.text(name, ["    " + text.replace("\n", "\n    ") for text in texts])
+
     def close(self) -> None:
         self._writer.close()
 
@@ -73,8 +78,8 @@ def draw_curves(path: Path) -> None:
     groups = {
         "losses": [name for name in names if name.endswith("loss") and not name.startswith("val_")],
         "training": [name for name in names if not name.endswith("loss") and not name.startswith("val_")],
-        "validation": [name for name in names if name.startswith("val_") and name != MONITOR],
-        "distance of samples": [name for name in names if name == MONITOR],
+        "validation": [name for name in names if name.startswith("val_") and name != DISTANCE],
+        "distance of samples": [name for name in names if name == DISTANCE],
     }
     groups = {title: members for title, members in groups.items() if members}
     if not groups:
@@ -85,7 +90,7 @@ def draw_curves(path: Path) -> None:
             points = [(line["step"], line[name]) for line in lines if line.get(name) is not None]
             axes.plot(*zip(*points), label=name, linewidth=1)
         axes.set(title=title, xlabel="step")
-        if members == [MONITOR]:
+        if members == [DISTANCE]:
             axes.set_yscale("log")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)

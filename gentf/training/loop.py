@@ -17,17 +17,12 @@ from gentf.config import Config, differences, dump_yaml, replace
 from gentf.data import DataSource
 from gentf.errors import UserError
 from gentf.files import atomic_path, atomic_write
-from gentf.metrics.distance import sliced_wasserstein
 from gentf.models import build, load_data
 from gentf.models.base import GenerativeModel
-from gentf.sampling import images
-from gentf.training import checkpoint, devices
-from gentf.training.log import MONITOR, RunLog, draw_curves
+from gentf.training import checkpoint, devices, validation
+from gentf.training.log import RunLog, draw_curves
 from gentf.training.run import Run
 from gentf.training.steps import Feed, Logs, Steps, call_sizes
-
-VALIDATION_BATCHES = 10
-GRID = 64
 
 
 class Reporter(Protocol):
@@ -73,7 +68,8 @@ def train(config: Config, path: str | os.PathLike, *, resume: bool = False, repo
     Args:
         config: what to train.
         path: the run folder: new or empty, or an existing run with `resume`.
-        resume: go on from the last whole checkpoint. The config must be the run's own; only `train.epochs` may grow.
+        resume: go on from the last whole checkpoint. The config must be the run's own; only `train.epochs` and
+            `train.steps` may grow.
         reporter: shows what happens.
     Returns:
         The finished run.
@@ -121,15 +117,13 @@ class Trainer:
         self.run, self.config, self.data, self.model = run, config, data, model
         self.strategy, self.reporter = strategy, reporter
         self.steps_per_epoch = data.train.steps(config.train.batch_size)
-        self.total = self.steps_per_epoch * config.train.epochs
+        self.total = total_steps(config, self.steps_per_epoch)
         self.step = 0
         self.best = math.inf
         jit, why = devices.choose_jit(config, strategy)
         reporter.message(f"XLA {'on' if jit else 'off'} ({why}); {strategy.num_replicas_in_sync} device(s)")
         self._jit = jit
-        self._validation_losses = tf.function(
-            lambda batch: model.losses_on(model.prepare(batch), False), reduce_retracing=True
-        )
+        self._validator = validation.Validator(model, config)
 
     def restore(self) -> None:
         """Go back to the last whole checkpoint; to the start where there is none yet."""
@@ -149,11 +143,12 @@ class Trainer:
         self.window = Window()
         options = self.config.train
         feed = Feed(self.data.train, options.batch_size, self.config.seed, self.step, self.strategy)
-        steps = Steps(self.model, self.strategy, options.steps_per_call, self._jit, feed.resident)
+        steps = Steps(self.model, self.strategy, options.steps_per_call, self._jit, feed)
         with stop_signals() as received:
             while self.step < self.total:
                 before = self.step
-                size = call_sizes(self.step, self.steps_per_epoch, steps.per_call)
+                size = min(call_sizes(self.step, self.steps_per_epoch, steps.per_call), self.total - self.step)
+                size = size if size == steps.per_call else 1
                 started = time.perf_counter()
                 taken = feed.take(self.step, size)
                 waited = time.perf_counter() - started
@@ -175,8 +170,8 @@ class Trainer:
 
     def _after_call(self, before: int) -> None:
         options = self.config.train
-        if _crossed(before, self.step, self.steps_per_epoch):
-            self._end_epoch(self.step // self.steps_per_epoch)
+        if _crossed(before, self.step, self.steps_per_epoch) or self.step == self.total:
+            self._end_epoch(-(-self.step // self.steps_per_epoch))
         elif options.checkpoint_every and _crossed(before, self.step, options.checkpoint_every):
             self._save()
 
@@ -185,47 +180,18 @@ class Trainer:
         # a mean over a few left-over steps would be a spike among the others: they join the next epoch's first line
         if 2 * self.window.steps >= min(options.log_every, self.steps_per_epoch) or self.step == self.total:
             self._log_window()
-        values = self._validate()
+        values = self._validator.measure(self.data.validation)
         if values:
             self.log.write(self.step, epoch, values)
         if epoch % options.sample_every == 0 or self.step == self.total:
-            picture = images.grid(images.to_uint8(self._grid_samples()))
-            images.write_png(self.run.path / "samples" / f"step-{self.step:08d}.png", picture)
-            self.log.picture(self.step, "samples", picture)
+            validation.write_samples(self.model, self.config, self.run.path / "samples", self.step, self.log)
             draw_curves(self.run.path)
-        best = values.get(MONITOR, math.inf) < self.best
+        best = values.get(self.model.monitor, math.inf) < self.best
         if best:
-            self.best = values[MONITOR]
+            self.best = values[self.model.monitor]
         self._save(best, values)
         left = (self.total - self.step) / max(self.window.rate, 1e-9)
         self.reporter.epoch(epoch, options.epochs, self.step, left, self.window.last | values)
-
-    def _validate(self) -> dict[str, float]:
-        """Losses on validation images, and how far samples are from validation images."""
-        split = self.data.validation
-        if not len(split):
-            return {}
-        sums: dict[str, float] = {}
-        count = 0
-        for batch in split.batches(self.config.train.batch_size).take(VALIDATION_BATCHES):
-            rows = int(batch["image"].shape[0])
-            for name, value in self._validation_losses(batch).items():
-                sums[name] = sums.get(name, 0.0) + float(value) * rows
-            count += rows
-        values = {f"val_{name}": total / count for name, total in sums.items()}
-        number = min(self.config.train.validation_samples, len(split))
-        if number:
-            pictures, labels = split.arrays(number)
-            if not self.model.num_classes:
-                labels = None
-            real = self.model.prepare((pictures, labels))["image"].numpy()
-            fake = self.model.sample(number, condition=labels, seed=self.config.seed)
-            values[MONITOR] = sliced_wasserstein(fake, real)
-        return values
-
-    def _grid_samples(self) -> np.ndarray:
-        classes = self.model.num_classes
-        return self.model.sample(GRID, condition=np.arange(GRID) % classes if classes else None, seed=self.config.seed)
 
     def _save(self, best: bool = False, values: dict[str, float] | None = None) -> None:
         if tf.distribute.in_cross_replica_context() and not _is_chief():
@@ -267,9 +233,11 @@ class Trainer:
 
     def _diverged(self, what: str) -> UserError:
         rate = self.config.optimizer.learning_rate / 2
+        other = "optimizer.clip_norm=1"
+        if self.config.model.family == "gan":
+            other = "another model.loss, or model.gradient_penalty=10 with model.discriminator_normalization=layer"
         return UserError(
-            f"training stopped: {what}. {self._last_good()}. Try optimizer.learning_rate={rate:g}, "
-            "another model.loss, or model.gradient_penalty=10 with model.discriminator_normalization=layer"
+            f"training stopped: {what}. {self._last_good()}. Try optimizer.learning_rate={rate:g}, {other}"
         )
 
     def _last_good(self) -> str:
@@ -330,6 +298,12 @@ def stop_signals() -> Iterator[list[int]]:
             signal.signal(number, previous)
 
 
+def total_steps(config: Config, steps_per_epoch: int) -> int:
+    """Steps of the whole training."""
+    total = steps_per_epoch * config.train.epochs
+    return total if config.train.steps is None else min(total, config.train.steps)
+
+
 def _crossed(before: int, after: int, every: int) -> bool:
     return after // every > before // every
 
@@ -340,17 +314,18 @@ def _is_chief() -> bool:
 
 
 def _check_resume(old: Config, new: Config) -> None:
-    changed = [key for key in differences(old, new) if key != "train.epochs"]
+    changed = [key for key in differences(old, new) if key not in ("train.epochs", "train.steps")]
     if changed:
         raise UserError(
             f"`config` must be the run's own to resume it ({', '.join(changed)} differ). Received: "
             + ", ".join(f"{key}={_value(new, key)} where the run has {_value(old, key)}" for key in changed[:3])
         )
-    if new.train.epochs < old.train.epochs:
-        raise UserError(
-            f"`train.epochs` must be at least the run's {old.train.epochs} to resume it. "
-            f"Received: train.epochs={new.train.epochs}"
-        )
+    for name in ("epochs", "steps"):
+        before, now = (getattr(config.train, name) or math.inf for config in (old, new))
+        if now < before:
+            raise UserError(
+                f"`train.{name}` must be at least the run's {before} to resume it. Received: train.{name}={now}"
+            )
 
 
 def _value(config: Config, key: str) -> Any:

@@ -51,6 +51,7 @@ class Feed:
 
     def __init__(self, split: Split, batch_size: int, seed: int, start_step: int, strategy: tf.distribute.Strategy):
         self.resident = split.resident() if strategy.num_replicas_in_sync == 1 else None
+        self.select = split.select
         if self.resident is None:
             self._iterator = batches(split, batch_size, seed, start_step, strategy)
         else:
@@ -76,7 +77,7 @@ class Steps:
         strategy: of the devices.
         per_call: steps in one call; 1 on several devices.
         jit: compile with XLA.
-        resident: the data in memory, from which row numbers gather; see `Feed`.
+        feed: where the batches come from, if they may be gathered inside the step; None for batches themselves.
     """
 
     def __init__(
@@ -85,17 +86,19 @@ class Steps:
         strategy: tf.distribute.Strategy,
         per_call: int,
         jit: bool,
-        resident: dict[str, tf.Tensor] | None = None,
+        feed: Feed | None = None,
     ):
         several = strategy.num_replicas_in_sync > 1
         self.per_call = 1 if several else per_call
         self._strategy = strategy
-        self._resident = resident
+        self._feed = feed
         # no relaxing of shapes: a new one is a new trace, so that traces tell what was compiled
         self._one = tf.function(
-            lambda item: model.update(self._batch(item), jit=jit and several), jit_compile=jit and not several
+            lambda item: model.update(self._batch(item), jit=jit and several),
+            jit_compile=jit and not several,
+            autograph=False,
         )
-        self._many = tf.function(self._loop(model), jit_compile=jit)
+        self._many = tf.function(self._loop(model), jit_compile=jit, autograph=False)
 
     @property
     def compilations(self) -> int:
@@ -115,16 +118,16 @@ class Steps:
 
     def _batch(self, item):
         """A batch, from itself or from the numbers of its rows."""
-        if self._resident is None:
+        if self._feed is None or self._feed.resident is None:
             return item
-        return {name: tf.gather(values, item) for name, values in self._resident.items()}
+        return self._feed.select(self._feed.resident, item)
 
     def _loop(self, model: GenerativeModel) -> Callable:
         def many(taken):
             stacked = (
                 taken if isinstance(taken, tf.Tensor) else tf.nest.map_structure(lambda *parts: tf.stack(parts), *taken)
             )
-            step = tf.function(lambda item: model.update(self._batch(item)))
+            step = tf.function(lambda item: model.update(self._batch(item)), autograph=False)
             first = tf.nest.map_structure(lambda part: tf.TensorSpec(part.shape[1:], part.dtype), stacked)
             names = sorted(step.get_concrete_function(first).structured_outputs)
             rows = {name: tf.TensorArray(tf.float32, self.per_call, element_shape=(2,)) for name in names}

@@ -1,0 +1,90 @@
+"""What models of images share: the form of a batch, and samples from row seeds."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from gentf.kernels import random
+from gentf.models.base import Batch, GenerativeModel
+
+
+class ImageModel(GenerativeModel):
+    """Base of models of images.
+
+    A subclass gives `sample_rows` beside what a `GenerativeModel` needs.
+
+    Args:
+        image_shape: (height, width, channels).
+        num_classes, seed: as of `GenerativeModel`.
+    """
+
+    def __init__(self, image_shape: Sequence[int], num_classes: int = 0, seed: int = 0, **kwargs):
+        super().__init__(num_classes, seed, **kwargs)
+        if len(image_shape) != 3 or min(image_shape) < 1:
+            raise ValueError(f"`image_shape` must be (height, width, channels). Received: image_shape={image_shape}")
+        self.image_shape = tuple(int(size) for size in image_shape)
+        self._sampler: Callable | None = None
+
+    def sample_rows(self, seed: tf.Tensor, label: tf.Tensor | None) -> tf.Tensor:
+        """(B, 2) int32 row seeds, (B,) int32 classes or None -> (B, H, W, C) float32 in [-1, 1]."""
+        raise NotImplementedError
+
+    def prepare(self, data: Any) -> Batch:
+        """A batch as the losses take it: {"image": float in [-1, 1], "label": int32} from what `fit` accepts.
+
+        Args:
+            data: {"image", "label"}, (image, label), (image,) or image. uint8 images are scaled from 0..255 to
+                [-1, 1]; floats are taken to be in [-1, 1].
+        """
+        if isinstance(data, Mapping):
+            batch = dict(data)
+        elif isinstance(data, (tuple, list)):
+            batch = dict(zip(("image", "label"), (part for part in data if part is not None)))
+        else:
+            batch = {"image": data}
+        image = tf.convert_to_tensor(batch["image"])
+        if image.shape.rank == 3 and self.image_shape[2] == 1:
+            image = image[..., None]
+        if image.shape[1:] != self.image_shape:
+            shape = tuple(image.shape[1:])
+            raise ValueError(f"`image` must be batches of shape {self.image_shape}. Received: image.shape[1:]={shape}")
+        scaled = tf.cast(image, tf.float32) / 127.5 - 1.0 if image.dtype == tf.uint8 else tf.cast(image, tf.float32)
+        prepared = {"image": scaled}
+        if self.num_classes:
+            if batch.get("label") is None:
+                raise ValueError("`label` must be given to a conditional model. Received: label=None")
+            prepared["label"] = tf.cast(batch["label"], tf.int32)
+        return prepared
+
+    def sample(self, num: int, *, condition: Any = None, seed: int | None = None) -> np.ndarray:
+        """Draw `num` samples.
+
+        Row i is made from the row seed [seed, i] alone: it is the same for any `num`, from an exported model, and in
+        any process.
+
+        Args:
+            num: at least 1.
+            condition: a class for all, or one a sample; None draws classes by the row seeds.
+            seed: 0 <= seed < 2**31; None takes a fresh one.
+        Returns:
+            (num, H, W, C) float32 in [-1, 1].
+        """
+        if num < 1:
+            raise ValueError(f"`num` must be at least 1. Received: num={num}")
+        seed = int(np.random.SeedSequence().generate_state(1)[0] >> 1) if seed is None else seed
+        if not 0 <= seed < 2**31:
+            raise ValueError(f"`seed` must be from 0 to 2**31 - 1. Received: seed={seed}")
+        labels = self.check_condition(condition, num)
+        if self._sampler is None:
+            specs = [tf.TensorSpec((None, 2), tf.int32)]
+            specs += [tf.TensorSpec((None,), tf.int32)] if self.num_classes else []
+            sampler = tf.function(lambda seed, label=None: self.sample_rows(seed, label))
+            self._sampler = sampler.get_concrete_function(*specs)
+        blocks = []
+        for start in range(0, num, 1024):  # bounds the memory that a large `num` takes
+            rows = min(1024, num - start)
+            label = () if labels is None else (tf.constant(labels[start : start + rows]),)
+            blocks.append(self._sampler(random.spread(seed, rows, start), *label).numpy())
+        return np.concatenate(blocks)

@@ -1,0 +1,179 @@
+"""Recurrent models of sequences. References: Mikolov et al. (2010); Graves (2013), "Generating sequences with
+recurrent neural networks"; for music, Boulanger-Lewandowski, Bengio & Vincent (2012)."""
+
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from gentf.kernels import recurrent
+from gentf.models.sequence import KEYS, SequenceModel
+from gentf.nn.dropout import dropout
+from gentf.sampling.decode import Decoder
+
+GATES = {"rnn": 1, "lstm": 4, "gru": 3}
+
+
+@keras.saving.register_keras_serializable("gentf")
+class RNN(SequenceModel):
+    """Recurrent layers on top of one another, and a softmax over tokens or a sigmoid for each of 88 keys.
+
+    The first layer's product with an embedding is a table of as many rows as there are tokens, which is gathered from.
+
+    Args:
+        vocabulary, tokenizer, start, boundary, num_classes, seed: as of `SequenceModel`. A class sets the first state.
+        cell: "rnn" (tanh), "lstm" or "gru" (`reset_after`).
+        layers: on top of one another.
+        units: of each layer.
+        embedding: numbers a token is embedded in; None: `units`. Without a meaning for frames.
+        dropout: share of units left out of each layer's output, the same at each step.
+        tied: the last layer has the embedding's weights, which must have as many numbers as there are units.
+    """
+
+    time_major = True
+
+    def __init__(
+        self,
+        vocabulary: int = 0,
+        cell: str = "lstm",
+        layers: int = 2,
+        units: int = 256,
+        embedding: int | None = None,
+        dropout: float = 0.0,
+        tied: bool = False,
+        **kwargs,
+    ):
+        super().__init__(vocabulary, **kwargs)
+        if cell not in GATES:
+            raise ValueError(f"`cell` must be one of {', '.join(GATES)}. Received: cell={cell!r}")
+        for name, value in (("layers", layers), ("units", units), ("embedding", embedding or units)):
+            if value < 1:
+                raise ValueError(f"`{name}` must be positive. Received: {name}={value}")
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"`dropout` must be in [0, 1). Received: dropout={dropout}")
+        if tied and (not vocabulary or (embedding or units) != units):
+            raise ValueError("`tied` needs tokens, and an embedding of as many numbers as there are units")
+        self.cell, self.num_layers, self.units = cell, layers, units
+        self.embedding_size, self.dropout_rate, self.tied = embedding or units, dropout, tied
+        self._made = 0
+        width = self.embedding_size if vocabulary else KEYS
+        if vocabulary:
+            self.embedding = self._weight("embedding", (vocabulary, width), "uniform", scale=units**-0.5)
+        self.stack = [self._layer(number, units if number else width) for number in range(layers)]
+        if not tied:
+            self.head = self._weight("head", (units, self.outputs_size), "glorot")
+        self.head_bias = self._weight("head_bias", (self.outputs_size,), "zeros")
+        if self.num_classes:
+            size = layers * units * (2 if cell == "lstm" else 1)
+            self.class_state = self._weight("class_state", (self.num_classes, size), "uniform", scale=0.1)
+        self.build()
+
+    def _weight(self, name: str, shape: tuple[int, ...], kind: str, scale: float = 1.0) -> keras.Variable:
+        self._made += 1
+        seed = self.seed + self._made
+        initializer = {
+            "zeros": "zeros",
+            "uniform": keras.initializers.RandomUniform(-scale, scale, seed=seed),
+            "glorot": keras.initializers.GlorotUniform(seed=seed),
+            "orthogonal": keras.initializers.Orthogonal(seed=seed),
+        }[kind]
+        return self.add_weight(shape=shape, initializer=initializer, name=name)
+
+    def _layer(self, number: int, inputs: int) -> tuple[keras.Variable, ...]:
+        """Kernel, recurrent kernel, bias, and the GRU's second bias."""
+        columns = GATES[self.cell] * self.units
+        kernel = self._weight(f"kernel_{number}", (inputs, columns), "glorot")
+        recurrent_kernel = self._weight(f"recurrent_kernel_{number}", (self.units, columns), "orthogonal")
+        bias = self._weight(f"bias_{number}", (columns,), "zeros")
+        if self.cell == "lstm":  # open forget gates: Jozefowicz, Zaremba & Sutskever (2015), section 5
+            forget = tf.range(columns) // self.units == 1
+            bias.assign(tf.cast(forget, bias.dtype))
+        rest = (self._weight(f"recurrent_bias_{number}", (columns,), "zeros"),) if self.cell == "gru" else ()
+        return kernel, recurrent_kernel, bias, *rest
+
+    def build(self, input_shape=None) -> None:
+        self.built = True
+
+    def _weights(self) -> list[tuple[tf.Tensor, ...]]:
+        """The weights of each layer as tensors; the first kernel of a model of tokens is their table."""
+        found = [tuple(tf.cast(weight.value, self.compute_dtype) for weight in layer) for layer in self.stack]
+        if self.vocabulary:
+            embedding = tf.cast(self.embedding.value, self.compute_dtype)
+            found[0] = (tf.matmul(embedding, found[0][0]), *found[0][1:])
+        return found
+
+    def _first(self, rows: Any, label: tf.Tensor | None) -> list[tuple[tf.Tensor, ...]]:
+        """The state of each layer before the first step: zeros, or what a class has learned."""
+        number = 2 if self.cell == "lstm" else 1
+        if label is None:
+            return [(tf.zeros((rows, self.units)),) * number] * self.num_layers
+        parts = tf.split(tf.gather(self.class_state.value, label), self.num_layers * number, axis=1)
+        return [tuple(parts[number * layer : number * (layer + 1)]) for layer in range(self.num_layers)]
+
+    def hidden(self, symbols, label, seed):
+        x = tf.transpose(symbols) if self.vocabulary else tf.transpose(symbols, (1, 0, 2))
+        return self._run(self._weights(), x, self._first(tf.shape(symbols)[0], label), None, seed)[0]
+
+    def _run(self, weights, x, state, mask, seed):
+        """(T, B, ...) -> the last layer's outputs (T, B, units), and the last states."""
+        x = x if x.dtype.is_integer else tf.cast(x, self.compute_dtype)
+        last = []
+        for number, (layer, first) in enumerate(zip(weights, state)):
+            if self.cell == "gru":
+                kernel, recurrent_kernel, bias, recurrent_bias = layer
+                options = {"recurrent_bias": recurrent_bias, "mask": mask}
+                x, end = recurrent.gru(x, kernel, recurrent_kernel, bias, first[0], **options)
+            else:
+                run = recurrent.lstm if self.cell == "lstm" else recurrent.rnn
+                x, end = run(x, *layer, first if self.cell == "lstm" else first[0], mask=mask)
+            last.append(tuple(tf.cast(part, tf.float32) for part in (end if self.cell == "lstm" else (end,))))
+            if seed is not None and self.dropout_rate:
+                pattern = dropout(
+                    tf.ones((x.shape[1] or tf.shape(x)[1], self.units), x.dtype), self.dropout_rate, seed, number
+                )
+                x *= pattern
+        return x, tuple(last)
+
+    def output_layer(self):
+        kernel = self.embedding if self.tied else self.head
+        bias = tf.cast(self.head_bias.value, self.compute_dtype)
+        return tf.cast(kernel.value, self.compute_dtype), bias, self.tied
+
+    def decoder(self) -> Decoder:
+        weights = self._weights()
+        kernel, bias, transpose = self.output_layer()
+        steps = [recurrent.one_step(self.cell, *layer) for layer in weights]
+
+        def logits_of(h):
+            logits = tf.matmul(tf.cast(h, kernel.dtype), kernel, transpose_b=transpose)
+            return tf.cast(logits, tf.float32) + tf.cast(bias, tf.float32)
+
+        def init_state(rows, capacity, label=None):
+            return tuple(self._first(rows, label))
+
+        def prefill(symbols, lengths, state):
+            x = tf.transpose(symbols) if self.vocabulary else tf.transpose(symbols, (1, 0, 2))
+            mask = recurrent.lengths_mask(lengths, tf.shape(x)[0])
+            outputs, state = self._run(weights, x, state, mask, None)
+            return logits_of(outputs[-1]), state  # masked steps repeat the state
+
+        def step(symbol, position, state):
+            x, after = symbol, []
+            for advance, before in zip(steps, state):
+                after.append(advance(x, before))
+                x = after[-1][0]
+            return logits_of(x), tuple(after)
+
+        return Decoder(init_state, prefill, step, width=0 if self.vocabulary else KEYS)
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config() | {
+            "cell": self.cell,
+            "layers": self.num_layers,
+            "units": self.units,
+            "embedding": self.embedding_size,
+            "dropout": self.dropout_rate,
+            "tied": self.tied,
+        }
+        del config["context"]
+        return config

@@ -1,0 +1,87 @@
+"""What is measured and shown at the end of an epoch: losses on validation data, and samples."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from gentf.config import Config
+from gentf.data import Split
+from gentf.data.music import picture
+from gentf.files import atomic_write
+from gentf.metrics.distance import sliced_wasserstein
+from gentf.models.base import GenerativeModel
+from gentf.models.gan import GAN
+from gentf.models.images import ImageModel
+from gentf.sampling import images
+from gentf.training.log import DISTANCE, RunLog
+
+GAN_BATCHES = 10  # the losses of both players say little, and a few batches as much
+GRID, TEXTS, ROLLS = 64, 4, 4
+TEXT_LENGTH, ROLL_LENGTH = 256, 64
+
+
+class Validator:
+    """Measures a model on validation data.
+
+    Args:
+        model: of the run.
+        config: of the run.
+    """
+
+    def __init__(self, model: GenerativeModel, config: Config):
+        self.model, self.config = model, config
+
+        def losses(batch: Any) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
+            prepared = model.prepare(batch)
+            return model.losses_on(prepared, False), model.weigh(prepared)
+
+        self._losses = tf.function(losses, reduce_retracing=True, autograph=False)
+
+    def measure(self, split: Split) -> dict[str, float]:
+        """Mean losses over the split, by name; for adversarial models the distance of samples too."""
+        if not len(split):
+            return {}
+        adversarial = isinstance(self.model, GAN)
+        sums: dict[str, float] = {}
+        total = 0.0
+        for batch in split.batches(self.config.train.batch_size).take(GAN_BATCHES if adversarial else -1):
+            values, weight = self._losses(batch)
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + float(value) * float(weight)
+            total += float(weight)
+        values = {f"val_{name}": value / max(total, 1e-9) for name, value in sums.items()}
+        number = min(self.config.train.validation_samples, len(split))
+        if number and isinstance(self.model, GAN):
+            pictures, labels = split.arrays(number)
+            if not self.model.num_classes:
+                labels = None
+            real = self.model.prepare((pictures, labels))["image"].numpy()
+            fake = self.model.sample(number, condition=labels, seed=self.config.seed)
+            values[DISTANCE] = sliced_wasserstein(fake, real)
+        return values
+
+
+def write_samples(model: GenerativeModel, config: Config, folder: Path, step: int, log: RunLog) -> None:
+    """Samples of the model at `step` in `folder`: a grid of images, texts, or piano rolls as a picture."""
+    classes, stem = model.num_classes, f"step-{step:08d}"
+    if config.data.modality in ("image", "music"):
+        if isinstance(model, ImageModel):
+            condition = np.arange(GRID) % classes if classes else None
+            shown = images.grid(images.to_uint8(model.sample(GRID, condition=condition, seed=config.seed)))
+        else:
+            rolls = model.sample(ROLLS, seed=config.seed, max_length=ROLL_LENGTH)
+            pictures = [picture(roll[:ROLL_LENGTH], scale=4) for roll in rolls if len(roll)]
+            if not pictures:
+                return
+            width = max(one.shape[1] for one in pictures)
+            rows = [np.pad(one, [(0, 4), (0, width - one.shape[1]), (0, 0)], constant_values=255) for one in pictures]
+            shown = np.concatenate(rows)
+        images.write_png(folder / f"{stem}.png", shown)
+        log.picture(step, "samples", shown)
+        return
+    condition = np.arange(TEXTS) % classes if classes else None
+    texts = model.sample(TEXTS, condition=condition, seed=config.seed, max_length=TEXT_LENGTH)
+    atomic_write(folder / f"{stem}.txt", "\n----\n".join(texts) + "\n")
+    log.text(step, "samples", texts)
