@@ -45,6 +45,11 @@ class ImageConfig:
     size: tuple[int, int] | None = field(None, "[height, width] in pixels to resize to; null keeps the size", low=1)
     channels: int | None = field(None, "1 grey, 3 colour, 4 with alpha; null keeps the files' own", choices=(1, 3, 4))
     fit: str = field("crop", "crop keeps the aspect ratio, stretch does not", choices=("crop", "stretch"))
+    binarize: str = field(
+        "none",
+        "black and white: by a threshold, or drawn once with the grey level as the chance of white",
+        choices=("none", "threshold", "fixed"),
+    )
 
 
 @dataclass(frozen=True)
@@ -158,7 +163,8 @@ class PixelCNNConfig:
     family: str = field("pixelcnn", "model family", choices=("pixelcnn",))
     layers: int = field(7, "gated blocks", low=1, high=256)
     width: int = field(32, "channels of each stack", low=1, high=4096)
-    kernel_size: int = field(3, "of the blocks, odd", low=1, high=31)
+    kernel_size: int = field(3, "of the blocks, odd", low=3, high=31)
+    first_kernel_size: int = field(7, "of the first convolutions, odd", low=3, high=63)
     likelihood: str = field("bernoulli", "of a pixel", choices=("bernoulli", "categorical", "mixture"))
     components: int = field(10, "mixture: logistic components", low=1, high=1000)
     dropout: float = field(0.0, "share of channels left out inside blocks", low=0.0, high=0.95)

@@ -10,7 +10,7 @@ from typing import NoReturn
 import numpy as np
 
 from gentf.data.examples import ArrayExamples, MappedExamples, aligned_empty
-from gentf.data.order import cut, fixed_order
+from gentf.data.order import complete, cut, fixed_order
 from gentf.data.source import SPLITS, DataSource, DataSpec, Settings, build
 from gentf.errors import UserError
 
@@ -80,6 +80,9 @@ def _source(
 def load_npz(path: Path, settings: Settings) -> DataSource:
     """Load an .npz file with `image` and, where there are labels, `label`, as `from_arrays` takes them.
 
+    A file with `train`, and `validation` (or `valid`) and `test` where there are such, has its own splits: images as
+    above, or (n, D) with D a square number, uint8; where no value is above 1 they are black and white.
+
     Arrays beyond the cache bound are streamed from the file, which must then be uncompressed
     (`numpy.savez`). Nothing in the file is unpickled.
 
@@ -89,6 +92,8 @@ def load_npz(path: Path, settings: Settings) -> DataSource:
     try:
         with zipfile.ZipFile(path) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
+            if "train" in names and "image" not in names:
+                return _load_splits(archive, names, path, settings)
             if "image" not in names:
                 raise UserError(f"{path} must hold an array `image`. Received: {', '.join(names) or 'no array'}")
             images, labels = _image_member(archive, path, settings.cache_mb), None
@@ -101,6 +106,38 @@ def load_npz(path: Path, settings: Settings) -> DataSource:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"cannot read {path}: {reason}") from error
     return _source(_check_images(images, str(path)), labels, (), str(path), "not stated", settings)
+
+
+def _load_splits(archive: zipfile.ZipFile, names: list[str], path: Path, settings: Settings) -> DataSource:
+    """A source of images with splits of their own, in the file's order."""
+    found = {}
+    for split, keys in (("train", ("train",)), ("validation", ("validation", "valid")), ("test", ("test",))):
+        for key in keys:
+            if key in names and split not in found:
+                with archive.open(f"{key}.npy") as file:
+                    images = np.lib.format.read_array(file, allow_pickle=False)
+                side = round(images.shape[1] ** 0.5) if images.ndim == 2 else 0
+                if side and side * side == images.shape[1]:
+                    images = images.reshape(-1, side, side)
+                if images.dtype == bool or (
+                    images.dtype.kind in "iu" and images.size and 0 <= images.min() <= images.max() <= 1
+                ):
+                    images = images.astype(np.uint8) * np.uint8(255)
+                checked = _check_images(images, f"`{key}` of {path}")
+                found[split] = aligned_empty(checked.shape, checked.dtype.name)
+                found[split][...] = checked
+    if len({(images.shape[1:], images.dtype) for images in found.values()}) > 1:
+        raise UserError(f"the splits of {path} must have images of one shape and dtype. Received: several")
+    stored, prepare = found["train"].shape[1:], settings.prepare
+    shape = prepare.shape(stored)
+    change = prepare if prepare.changes(stored) else None
+    stores = {split: ArrayExamples(images, None, change, shape) for split, images in found.items()}
+    kept = {split: np.arange(len(images)) for split, images in found.items()}
+    orders = complete(kept, settings.validation_share, settings.test_share, str(path))
+    dtype = found["train"].dtype.name
+    spec = DataSpec(str(path), shape, dtype, (0, 255) if dtype == "uint8" else (-1.0, 1.0))
+    parts = {split: (stores.get(split, stores["train"]), orders[split]) for split in SPLITS}
+    return build(spec, parts, settings, [_content_hash(images, None) for images in found.values()])
 
 
 def _image_member(archive: zipfile.ZipFile, path: Path, cache_mb: float) -> np.ndarray:

@@ -59,6 +59,7 @@ def load_images(
     test_share: float = 0.1,
     max_corrupt_share: float = 0.01,
     progress: Progress | None = None,
+    binarize: str = "none",
 ) -> DataSource:
     """Load images as three splits, cached in memory where they fit and streamed where they do not.
 
@@ -73,11 +74,12 @@ def load_images(
         test_share: the same for test.
         max_corrupt_share: part of a folder's files that may be unreadable before it is an error.
         progress: called with (label, done, total) now and then.
+        binarize: "none", "threshold" or "fixed"; see `gentf.data.source.Settings`.
     Raises:
         UserError: anything about the arguments or the data that the user can put right, in one line.
     """
     settings = Settings(
-        Preparation(size, channels, fit), cache_mb, validation_share, test_share, max_corrupt_share, progress
+        Preparation(size, channels, fit), cache_mb, validation_share, test_share, max_corrupt_share, progress, binarize
     )
     name, path = find(name_or_path, EMBEDDED, (".npz", ".zip"), "data set")
     if path is not None:

@@ -11,13 +11,23 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from gentf.data.examples import ArrayExamples, Examples, chunk_size, materialise, on_host, options, plainly
+from gentf.data.examples import (
+    ArrayExamples,
+    Examples,
+    aligned_empty,
+    chunk_size,
+    materialise,
+    on_host,
+    options,
+    plainly,
+)
 from gentf.data.image import Preparation
 from gentf.data.order import epoch_shuffle
 from gentf.errors import UserError
 
 Progress = Callable[[str, int, int], None]
 SPLITS = ("train", "validation", "test")
+_BINARIZE_SEED = 20080705
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,8 @@ class Settings:
         test_share: the same for test.
         max_corrupt_share: part of the files that may be unreadable, in [0, 1].
         progress: called with (label, done, total) now and then, or None.
+        binarize: "none"; "threshold": pixels from 128 on are white; "fixed": each is white with the chance of its grey
+            level, drawn once for all (Salakhutdinov & Murray, 2008, section 5.1).
     """
 
     prepare: Preparation = Preparation()
@@ -79,8 +91,11 @@ class Settings:
     test_share: float = 0.1
     max_corrupt_share: float = 0.01
     progress: Progress | None = None
+    binarize: str = "none"
 
     def __post_init__(self):
+        if self.binarize not in ("none", "threshold", "fixed"):
+            raise UserError(f"`binarize` must be none, threshold or fixed. Received: binarize={self.binarize!r}")
         shares = {name: getattr(self, name) for name in ("validation_share", "test_share", "max_corrupt_share")}
         for name, share in shares.items():
             high = 1.0 if name == "max_corrupt_share" else math.nextafter(1.0, 0.0)
@@ -289,11 +304,32 @@ def build(
             if not (isinstance(store, ArrayExamples) and store.plain):
                 stores[key] = materialise(store, partial(tell, before))
             before += store.size
+    if settings.binarize != "none":
+        if not cached or spec.dtype != "uint8":
+            raise UserError(
+                f"`binarize` must be none for images that are not uint8 in memory (cache_mb). Received: {spec.dtype} "
+                f"images{'' if cached else ', streamed'}"
+            )
+        stores = {key: _binarized(store, settings.binarize) for key, store in stores.items()}
     splits = {name: Split(name, stores[id(store)], order) for name, (store, order) in parts.items()}
     prepare = settings.prepare
     about = [spec.name, spec.shape, spec.dtype, spec.class_names, prepare.size, prepare.channels, prepare.fit, identity]
+    about += [settings.binarize] if settings.binarize != "none" else []
     digest = hashlib.sha256(json.dumps(about).encode())
     for name in SPLITS:
         order = parts[name][1]
         digest.update(f"{name} {len(order)} ".encode() + order.astype("<i8").tobytes())
     return DataSource(spec, splits, corrupt, digest.hexdigest(), cached)
+
+
+def _binarized(store: Examples, how: str) -> ArrayExamples:
+    """Pixels of 0 and 255 in place of grey levels, by the store's own order."""
+    assert isinstance(store, ArrayExamples)
+    images = aligned_empty(store.images.shape, "uint8")
+    random = np.random.RandomState(_BINARIZE_SEED)
+    for start in range(0, len(images), 1000):
+        part = slice(start, start + 1000)
+        grey = store.images[part]
+        bound = 127.5 if how == "threshold" else random.random_sample(grey.shape) * 255.0
+        images[part] = np.where(grey > bound, 255, 0)
+    return ArrayExamples(images, store.labels)

@@ -13,11 +13,12 @@ from gentf.kernels.optimizer import Adam, AdamW, Lion
 from gentf.models.base import GenerativeModel, Phase, Signature
 from gentf.models.gan import GAN
 from gentf.models.images import ImageModel
+from gentf.models.pixelcnn import PixelCNN
 from gentf.models.rnn import RNN
 from gentf.models.sequence import SequenceModel
 from gentf.models.transformer import Transformer
 
-FAMILIES: dict[str, type[GenerativeModel]] = {"gan": GAN, "rnn": RNN, "transformer": Transformer}
+FAMILIES: dict[str, type[GenerativeModel]] = {"gan": GAN, "rnn": RNN, "pixelcnn": PixelCNN, "transformer": Transformer}
 #: Names of the variables that weight decay leaves alone: biases, gains, and tables of which few rows are read.
 NOT_DECAYED = ["bias", "gain", "shift", "embedding", "positions", "class_state"]
 
@@ -28,6 +29,7 @@ __all__ = [
     "GenerativeModel",
     "ImageModel",
     "Phase",
+    "PixelCNN",
     "SequenceModel",
     "Signature",
     "Transformer",
