@@ -4,12 +4,14 @@ A piano roll is uint8 (T, 88) in {0, 1}: T frames of equal duration, column `p -
 It holds which pitches sound, not how often they are struck: a note repeated without a rest is one long note.
 """
 
+import io
 import os
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import mido
 import numpy as np
 
 from gentf.errors import UserError
@@ -17,7 +19,7 @@ from gentf.files import atomic_write
 
 LOWEST, HIGHEST, PITCHES = 21, 108, 88
 MAX_FRAMES = 2**18  # of one MIDI file, 23 MB as a roll: four delta times of 4 bytes each can claim 10**9 frames
-MAX_MIDI_BYTES = 2**24
+MAX_MIDI_BYTES = 2**21  # ten times the longest symphony; messages take far more memory than bytes
 MAX_SHIFT = 32
 _DRUMS = 9  # channel 10, counted from 0
 _VELOCITY = 80
@@ -72,7 +74,7 @@ def read_midi(path: str | os.PathLike, steps_per_quarter: int = 4) -> np.ndarray
     a warning counts them.
 
     Args:
-        path: of the file, at most 16 MiB.
+        path: of the file, at most 2 MiB.
         steps_per_quarter: frames a quarter note, 1..960.
     Returns:
         uint8 (T, 88), 1 <= T <= 262,144.
@@ -114,90 +116,45 @@ def _parse(data: bytes, steps: int) -> tuple[list[tuple[int, int, int]], int]:
         raise _DamagedError("the file is empty")
     if data[:4] != b"MThd":
         raise _DamagedError("not a MIDI file")
-    if len(data) < 14:
-        raise _DamagedError("the file is cut short")
-    length, form, tracks, division = struct.unpack(">IHHH", data[4:14])
-    if length < 6:
-        raise _DamagedError(f"damaged header, of {length} bytes")
-    if form > 1:
-        raise _DamagedError(f"format must be 0 or 1. Received: {form}")
-    if not 0 < division < 2**15:
-        raise _DamagedError(f"time must be in ticks a quarter note, 1..32767. Received: {division:#06x}")
+    try:
+        file = mido.MidiFile(file=io.BytesIO(data))
+    except EOFError:
+        raise _DamagedError("the file is cut short") from None
+    except (OSError, ValueError, LookupError, TypeError, struct.error) as error:  # whatever damaged bytes come to
+        raise _DamagedError(f"damaged ({' '.join(str(error).split()) or type(error).__name__})") from None
+    if file.type > 1:
+        raise _DamagedError(f"format must be 0 or 1. Received: {file.type}")
+    if not 0 < file.ticks_per_beat < 2**15:
+        raise _DamagedError(f"time must be in ticks a quarter note, 1..32767. Received: {file.ticks_per_beat}")
     notes: list[tuple[int, int, int]] = []
-    frames, position, found = 0, 8 + length, 0
-    while found < tracks:
-        if position + 8 > len(data):
-            raise _DamagedError(f"the file is cut short: {found} of {tracks} tracks")
-        kind, length = struct.unpack_from(">4sI", data, position)
-        position += 8 + length
-        if position > len(data):
-            raise _DamagedError(f"the file is cut short: {found} of {tracks} tracks")
-        if kind == b"MTrk":  # chunks of other kinds are to be skipped
-            frames = max(frames, _parse_track(data[position - length : position], division, steps, notes))
-            found += 1
+    frames = max((_notes_of(track, file.ticks_per_beat, steps, notes) for track in file.tracks), default=0)
     if not frames:
         raise _DamagedError("the file holds no notes")
     return notes, frames
 
 
-def _parse_track(data: bytes, division: int, steps: int, notes: list[tuple[int, int, int]]) -> int:
-    """Append the notes of one track's bytes to `notes`; return the frame it ends at."""
-    position, ticks, frame, last, running = 0, 0, 0, 0, 0
+def _notes_of(track: Iterable, division: int, steps: int, notes: list[tuple[int, int, int]]) -> int:
+    """Append the notes of one track's messages to `notes`; return the frame it ends at."""
+    ticks, frame, last = 0, 0, 0
     sounding: dict[tuple[int, int], int] = {}
-    try:
-        while position < len(data):
-            delta, position = _number(data, position)
-            ticks += delta
-            frame = (2 * ticks * steps + division) // (2 * division)
-            if frame >= MAX_FRAMES:
-                raise _DamagedError(f"longer than {MAX_FRAMES} frames at {steps} a quarter note")
-            status = running
-            if data[position] >= 0x80:
-                status, position = data[position], position + 1
-            if status == 0xFF:
-                kind = data[position]
-                length, position = _number(data, position + 1)
-                if kind == 0x2F:  # end of track
-                    break
-                position += length
-            elif status in (0xF0, 0xF7):
-                length, position = _number(data, position)
-                position += length
-            elif 0x80 <= status < 0xF0:
-                running = status
-                size = 1 if 0xC0 <= status < 0xE0 else 2
-                first, second = data[position], data[position + size - 1]
-                position += size
-                if first > 127 or second > 127:
-                    raise _DamagedError("damaged: a data byte above 127")
-                if status < 0xA0 and status & 15 != _DRUMS:
-                    key = status & 15, first
-                    if status >= 0x90 and second:
-                        sounding.setdefault(key, frame)
-                    elif key in sounding:
-                        start = sounding.pop(key)
-                        notes.append((start, max(frame, start + 1), first))
-                        last = max(last, start + 1)
-            else:
-                raise _DamagedError(f"damaged: no message begins with byte {status or data[position]:#04x}")
-            if position > len(data):
-                raise IndexError
-    except IndexError:
-        raise _DamagedError("damaged: a track ends inside a message") from None
+    for message in track:
+        ticks += message.time
+        frame = (2 * ticks * steps + division) // (2 * division)
+        if frame >= MAX_FRAMES:
+            raise _DamagedError(f"longer than {MAX_FRAMES} frames at {steps} a quarter note")
+        if message.type not in ("note_on", "note_off") or message.channel == _DRUMS:
+            continue
+        key = message.channel, message.note
+        if message.type == "note_on" and message.velocity:
+            sounding.setdefault(key, frame)
+        elif key in sounding:
+            start = sounding.pop(key)
+            notes.append((start, max(frame, start + 1), message.note))
+            last = max(last, start + 1)
     for (_, pitch), start in sounding.items():
         notes.append((start, max(frame, start + 1), pitch))
         last = max(last, start + 1)
     return max(frame, last)
-
-
-def _number(data: bytes, position: int) -> tuple[int, int]:
-    """A number of 1 to 4 bytes, seven bits each, and the position after it."""
-    value = 0
-    for index in range(position, position + 4):
-        value = value << 7 | data[index] & 0x7F
-        if data[index] < 0x80:
-            return value, index + 1
-    raise _DamagedError("damaged: a number of more than 4 bytes")
 
 
 def write_midi(roll: np.ndarray, path: str | os.PathLike, *, tempo: float = 100.0, steps_per_quarter: int = 4) -> None:
@@ -219,22 +176,16 @@ def write_midi(roll: np.ndarray, path: str | os.PathLike, *, tempo: float = 100.
         raise ValueError(f"`tempo` must be in 4..1000 quarter notes a minute. Received: tempo={tempo}")
     _check_steps(steps_per_quarter)
     ticks = max(1, 480 // steps_per_quarter)  # of a frame
-    track = bytearray(b"\x00\xff\x51\x03" + round(6e7 / tempo).to_bytes(3, "big"))
+    track = mido.MidiTrack([mido.MetaMessage("set_tempo", tempo=round(6e7 / tempo))])
     now = 0
     for frame, on, column in _changes(roll, closed=True).tolist():
-        track += _number_bytes((frame - now) * ticks)
-        track += bytes((0x90 if on else 0x80, LOWEST + column, _VELOCITY if on else 0))
+        kind, velocity = ("note_on", _VELOCITY) if on else ("note_off", 0)
+        track.append(mido.Message(kind, note=LOWEST + column, velocity=velocity, time=(frame - now) * ticks))
         now = frame
-    track += _number_bytes((len(roll) - now) * ticks) + b"\xff\x2f\x00"
-    header = struct.pack(">4sIHHH", b"MThd", 6, 0, 1, ticks * steps_per_quarter)
-    atomic_write(path, header + struct.pack(">4sI", b"MTrk", len(track)) + bytes(track))
-
-
-def _number_bytes(value: int) -> bytes:
-    parts = [value & 0x7F]
-    while value := value >> 7:
-        parts.append(value & 0x7F | 0x80)
-    return bytes(reversed(parts))
+    track.append(mido.MetaMessage("end_of_track", time=(len(roll) - now) * ticks))
+    content = io.BytesIO()
+    mido.MidiFile(type=0, ticks_per_beat=ticks * steps_per_quarter, tracks=[track]).save(file=content)
+    atomic_write(path, content.getvalue())
 
 
 def _check_steps(steps: int) -> None:
