@@ -17,6 +17,8 @@ import ours
 import tensorflow as tf
 from rows import CONTEXT, ROWS, VOCABULARY
 
+import gentf.models
+import gentf.nn.transformer
 from gentf.training.steps import Steps
 
 ROUNDS = 7
@@ -30,42 +32,45 @@ def step_of(model):
     return lambda: steps.run(batches)
 
 
-class Frozen(ours.GPT):
-    """Gradients are taken, and added up instead of applied."""
+def frozen():
+    """The model with its gradients taken, and added up instead of applied."""
+    model = ours.sequences("gpt")
 
-    def update(self, batch, jit=False):
+    def update(batch, jit=False):
         with tf.GradientTape() as tape:
-            loss = self.loss(batch)
-        gradients = tape.gradient(loss, [weight.value for weight in self.weights])
+            loss = model.losses_on(model.prepare(batch), True)["loss"]
+        gradients = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
         used = tf.add_n([tf.reduce_sum(tf.convert_to_tensor(gradient)) for gradient in gradients])
-        self.step.assign_add(1)
+        model.step.assign_add(1)
         return {"loss": tf.stack([loss + 0.0 * used, 1.0])}
+
+    model.update = update
+    return model
+
+
+def mean_logits(hidden, kernel, bias, labels, weights, transpose):
+    return tf.reduce_mean(tf.matmul(hidden, kernel, transpose_b=transpose))
 
 
 def main() -> None:
+    block, model = gentf.nn.transformer, gentf.models.sequence
     parts = {
-        "nothing": {},
-        "attention between its projections": {"attention.attention": lambda q, k, v, causal: q + k + v},
-        "layer norms": {"normalized": lambda x, gain: x * gain},
-        "GELU (ReLU in its place)": {"tf.nn.gelu": tf.nn.relu},
-        "softmax and cross-entropy": {
-            "mean_cross_entropy": lambda x, kernel, bias, labels, transpose: tf.reduce_mean(x @ tf.transpose(kernel))
-        },
-    }
+        "nothing": [],
+        "attention between its projections": [(block.attention, "attention", lambda q, k, v, **_: q + k + v)],
+        "layer norms": [(owner, "normalized", lambda x, values: x * values[0])
+                        for owner in (block, gentf.models.transformer)],
+        "GELU (ReLU in its place)": [(tf.nn, "gelu", lambda x, approximate: tf.nn.relu(x))],
+        "softmax and cross-entropy": [(model, "weighted_linear_cross_entropy", mean_logits)],
+    }  # fmt: skip
     functions = {}
     for name, replaced in parts.items():
-        kept = []
-        for path, function in replaced.items():
-            *owners, attribute = path.split(".")
-            owner = ours
-            for part in owners:
-                owner = getattr(owner, part)
-            kept.append((owner, attribute, getattr(owner, attribute)))
+        kept = [(owner, attribute, getattr(owner, attribute)) for owner, attribute, _ in replaced]
+        for owner, attribute, function in replaced:
             setattr(owner, attribute, function)
-        functions[name] = step_of(ours.GPT())
+        functions[name] = step_of(ours.sequences("gpt"))
         for owner, attribute, function in kept:
             setattr(owner, attribute, function)
-    functions["AdamW and clipping"] = step_of(Frozen())
+    functions["AdamW and clipping"] = step_of(frozen())
     times = {name: [] for name in functions}
     for _ in range(ROUNDS):
         for name, run in functions.items():

@@ -25,18 +25,19 @@ def main() -> None:
     import tensorflow as tf
 
     from gentf.config import resolve
-    from gentf.models import from_preset
+    from gentf.models import build, from_preset, load_data
 
     config = resolve(arguments.preset, arguments.overrides)
-    model = from_preset(
-        arguments.preset,
-        arguments.overrides,
-        image_shape=arguments.image_shape,
-        class_names=[str(number) for number in range(arguments.classes)] if arguments.image_shape else (),
-    )
-    batch = {"image": tf.zeros((config.train.batch_size, *model.image_shape), tf.uint8)}
-    if model.num_classes:
-        batch["label"] = tf.zeros((config.train.batch_size,), tf.int32)
+    if arguments.image_shape:
+        names = [str(number) for number in range(arguments.classes)]
+        model = from_preset(arguments.preset, arguments.overrides, image_shape=arguments.image_shape, class_names=names)
+        batch = {"image": tf.zeros((config.train.batch_size, *model.image_shape), tf.uint8)}
+        if model.num_classes:
+            batch["label"] = tf.zeros((config.train.batch_size,), tf.int32)
+    else:
+        source = load_data(config)
+        model = build(config, source.spec)
+        batch = next(iter(source.train.stream(config.train.batch_size, seed=0)))
     step = tf.function(lambda data: model.update(data), jit_compile=True)
     lower = step.experimental_get_compiler_ir(batch)
     text = lower(stage="hlo")

@@ -6,11 +6,12 @@ import time
 import keras
 import numpy as np
 import tensorflow as tf
-from decoding import decoder, normalized
 from rows import (
     CODE,
     CONTEXT,
-    GATES,
+    DECODE_HEADS,
+    DECODE_LAYERS,
+    DECODE_MODEL,
     HEADS,
     HEIGHT,
     HIDDEN,
@@ -19,10 +20,10 @@ from rows import (
     MODEL,
     ROWS,
     STEPS,
+    TOKENS,
     UNITS,
     VOCABULARY,
     WIDTH,
-    scale,
 )
 from worker import serve
 
@@ -30,8 +31,8 @@ from gentf import config as configs
 from gentf.data import DataSpec
 from gentf.data.examples import ArrayExamples, aligned_empty
 from gentf.data.source import Split
-from gentf.kernels import attention, cross_entropy, optimizer, random, recurrent
-from gentf.models import build
+from gentf.kernels import optimizer, random
+from gentf.models import RNN, Transformer, build
 from gentf.training.devices import choose_jit
 from gentf.training.loop import Window
 from gentf.training.steps import Feed, Steps
@@ -57,7 +58,7 @@ def gan(name: str):
 class Model:
     """A likelihood model as the training loop sees it: one update a batch, by `loss` and an optimizer.
 
-    The loop's families are adversarial so far; these rows time what the others are made of.
+    The package has no variational family yet; this row times what one is made of.
     """
 
     def __init__(self, tuned: keras.optimizers.Optimizer):
@@ -110,70 +111,30 @@ def dense(x: tf.Tensor, layers) -> tf.Tensor:
     return x
 
 
-class Recurrent(Model):
-    """Characters embedded, two recurrent layers, a softmax. The first layer's input projection is a table."""
-
-    def __init__(self, kind: str):
-        super().__init__(optimizer.Adam(1e-3))
-        self.kind, columns, bound = kind, GATES[kind] * UNITS, scale(UNITS)
-        self.embedding = self.weight(VOCABULARY, UNITS)
-        biases = 2 if kind == "gru" else 1
-        self.layers = [
-            (self.weight(UNITS, columns, bound=bound), self.weight(UNITS, columns, bound=bound),
-             *(self.weight(columns, bound=bound) for _ in range(biases)))
-            for _ in range(2)
-        ]  # fmt: skip
-        self.head = self.weight(UNITS, VOCABULARY, bound=bound), self.weight(VOCABULARY)
-        self.optimizer.build(self.weights)
-
-    def loss(self, batch):
-        tokens = tf.transpose(batch["tokens"])
-        x, start = tokens[:-1], tf.zeros((ROWS[self.kind].batch, UNITS))
-        for number, layer in enumerate(self.layers):
-            kernel, state_kernel, bias, *rest = (weight.value for weight in layer)
-            kernel = kernel if number else tf.matmul(self.embedding.value, kernel)
-            if self.kind == "lstm":
-                x, _ = recurrent.lstm(x, kernel, state_kernel, bias, (start, start))
-            else:
-                x, _ = recurrent.gru(x, kernel, state_kernel, bias, start, recurrent_bias=rest[0])
-        return mean_cross_entropy(x, *(weight.value for weight in self.head), tokens[1:])
+def sequences(name: str) -> keras.Model:
+    """The package's own model of the row, as its preset builds it."""
+    if name == "gpt":
+        model = Transformer(VOCABULARY, CONTEXT, LAYERS, MODEL, HEADS, positions="learned")
+        model.compile(optimizer.AdamW(1e-3, weight_decay=0.1, beta_1=0.9, beta_2=0.99, global_clipnorm=1.0))
+    else:
+        model = RNN(VOCABULARY, name, layers=2, units=UNITS)
+        model.compile(optimizer.Adam(1e-3))
+    return model
 
 
-def mean_cross_entropy(hidden, kernel, bias, labels, transpose=False):
-    weights = tf.fill(tf.shape(labels), 1.0 / tf.cast(tf.size(labels), tf.float32))
-    return cross_entropy.weighted_linear_cross_entropy(hidden, kernel, bias, labels, weights, transpose=transpose)
+def decoder(batch: int):
+    """A function that generates `TOKENS` tokens after one, by the model's own `generate`."""
+    model = Transformer(
+        VOCABULARY, 2 * TOKENS, DECODE_LAYERS, DECODE_MODEL, DECODE_HEADS, positions="learned", bias=True
+    )
+    prompts, seeds = [np.zeros(1, np.int32)] * batch, np.zeros((batch, 2), np.int32)
 
+    def run(number: int) -> None:
+        for _ in range(number // TOKENS):
+            found = model.generate(prompts, seeds=seeds, max_length=TOKENS, temperature=0.0, jit=True)
+            assert found.symbols.shape == (batch, TOKENS)
 
-class GPT(Model):
-    """Pre-norm Transformer with learned positions and tied embeddings, without biases."""
-
-    def __init__(self):
-        super().__init__(optimizer.AdamW(1e-3, weight_decay=0.1, beta_1=0.9, beta_2=0.99, global_clipnorm=1.0))
-        self.embedding, self.positions = self.weight(VOCABULARY, MODEL, bound=0.03), self.weight(CONTEXT, MODEL)
-        self.blocks = [
-            (self.gain(), self.weight(MODEL, 3 * MODEL), self.weight(MODEL, MODEL),
-             self.gain(), self.weight(MODEL, 4 * MODEL), self.weight(4 * MODEL, MODEL))
-            for _ in range(LAYERS)
-        ]  # fmt: skip
-        self.last = self.gain()
-        self.optimizer.build(self.weights)
-
-    def gain(self) -> keras.Variable:
-        weight = self.weight(MODEL)
-        weight.assign(tf.ones(MODEL))
-        return weight
-
-    def loss(self, batch):
-        tokens = batch["tokens"]
-        x = tf.gather(self.embedding.value, tokens[:, :-1]) + self.positions.value
-        for block in self.blocks:
-            first, qkv, out, second, up, down = (weight.value for weight in block)
-            q, k, v = tf.split(tf.matmul(normalized(x, first), qkv), 3, axis=-1)
-            q, k, v = (tf.reshape(part, (-1, CONTEXT, HEADS, MODEL // HEADS)) for part in (q, k, v))
-            y = attention.attention(q, k, v, causal=True)
-            x += tf.matmul(tf.reshape(y, (-1, CONTEXT, MODEL)), out)
-            x += tf.matmul(tf.nn.gelu(tf.matmul(normalized(x, second), up)), down)
-        return mean_cross_entropy(normalized(x, self.last.value), self.embedding.value, None, tokens[:, 1:], True)
+    return run
 
 
 def loop(name: str, jit: bool | None):
@@ -184,7 +145,7 @@ def loop(name: str, jit: bool | None):
         config, model = gan(name)
         jit = choose_jit(config, strategy)[0] if jit is None else jit
     else:
-        model = {"vae": VAE, "gpt": GPT}[name]() if name in ("vae", "gpt") else Recurrent(name)
+        model = VAE() if name == "vae" else sequences(name)
         jit = row.jit if jit is None else jit
     if name in (*PRESETS, "vae"):
         split = Split("train", ArrayExamples(images(), None), np.arange(IMAGES))
