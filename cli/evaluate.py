@@ -31,7 +31,7 @@ class CheckpointType(click.ParamType):
     type=click.Choice(["validation", "test"]),
     default="test",
     show_default=True,
-    help="Held-out real images to compare with.",
+    help="Held-out data to compare with.",
 )
 @click.option(
     "-n",
@@ -39,14 +39,15 @@ class CheckpointType(click.ParamType):
     type=click.IntRange(min=1),
     default=10_000,
     show_default=True,
-    help="Images to draw, at most as many as there are training images.",
+    help="Samples to draw: images at most as many as there are training images, texts or pieces at most 200; of "
+    "pairs, those that are answered, at most 2000.",
 )
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**31 - 1),
     default=0,
     show_default=True,
-    help="Seed of the images and of the standard errors.",
+    help="Seed of the samples and of the standard errors.",
 )
 @click.option(
     "--checkpoint",
@@ -57,12 +58,13 @@ class CheckpointType(click.ParamType):
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout.")
 def evaluate(run: str, split: str, samples: int, seed: int, checkpoint: str | int, as_json: bool) -> None:
-    """Measure the images that the model in RUN makes.
+    """Measure the model in RUN: how good, how varied and how much its own its samples are.
 
     RUN is a folder that `gentf train` made. Each metric is printed with its standard error, and between a
-    floor and a ceiling: what held-out real images and a degenerate generator score. Labelled data are judged
-    by a small classifier, which is trained the first time and then kept in a cache. The result is also
-    written to RUN/evaluation.json.
+    floor and a ceiling: as a rule what held-out real data and a degenerate generator score. A likelihood
+    stands between simple models of the same data: n-grams, or notes and pixels by themselves. Labelled images
+    are judged by a small classifier, which is trained the first time and then kept in a cache. The result is
+    also written to RUN/evaluation.json.
     """
     from gentf.errors import UserError
 
@@ -95,20 +97,40 @@ def show_progress(label: str, done: int, total: int) -> None:
     click.echo(f"{CLEAR}{label} {done}/{total}", nl=False, err=True)
 
 
+NOUNS = {"image": "images", "text": "texts", "music": "pieces", "pairs": "answers"}
+REAL = {
+    "image": "real images score",
+    "text": "real text scores",
+    "music": "real pieces score",
+    "pairs": "right answers score",
+}
+UNITS = {"image": "an image", "text": "a token", "music": "a frame", "pairs": "a token"}
+
+
 def report(result: Mapping[str, Any], meanings: Mapping[str, Any]) -> str:
     """The table for people."""
-    references = result["references"]
+    references, modality = result["references"], result["modality"]
+    beside = {"image": "images", "text": "tokens", "music": "pieces", "pairs": "pairs"}[modality]
     lines = [
-        f"{result['run']}: {result['samples']} images of {result['model']}, checkpoint {result['checkpoint']}"
-        f", beside {references['held_out_images']} {result['split']} images of {result['data']}",
+        f"{result['run']}: {result['samples']} {NOUNS[modality]} of {result['model']}, checkpoint "
+        f"{result['checkpoint']}, beside {references[f'held_out_{beside}']} {result['split']} {beside} of "
+        f"{result['data']}",
         "",
-        f"{'':22}  {'value':>20}  {'floor':>9}  {'ceiling':>9}",
+        f"{'':26}  {'value':>20}  {'floor':>9}  {'ceiling':>9}",
     ]
+    real = False
     for name, entry in result["metrics"].items():
         value = f"{number(entry['value'])} ± {number(entry['stderr'])}"
         ends = (number(entry[end]) + ("*" if meanings[name].real == end else " ") for end in ("floor", "ceiling"))
-        lines.append(f"{name:22}  {value:>20}  " + "  ".join(f"{end:>9}" for end in ends) + f"  {meanings[name].text}")
-    lines += ["", "* what real images score; the other end is a degenerate generator"]
+        lines.append(f"{name:26}  {value:>20}  " + "  ".join(f"{end:>9}" for end in ends) + f"  {meanings[name].text}")
+        real |= bool(meanings[name].real)
+    lines.append("")
+    if real:
+        lines.append(f"* what {REAL[modality]}; the other end is a degenerate generator")
+    if result.get("baselines"):
+        told = ", ".join(f"{name} {number(value)}" for name, value in result["baselines"].items())
+        lines.append(f"simple models fitted on train, nats {UNITS[modality]}: {told}")
+        lines.append("a likelihood has no reference in real data: its floor and ceiling are of these, or certainty")
     if "classifier" in result:
         accuracy = result["classifier"]
         lines.append(

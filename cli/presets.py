@@ -34,11 +34,14 @@ def presets(name: str | None) -> None:
 
 def summary(config: "Config") -> tuple[str, ...]:
     """The row of one preset, in the columns of HEADER."""
-    loss = config.model.loss.replace("_", "-") + (", by class" if config.model.conditional else "")
+    model = config.model
+    network = getattr(model, "network", getattr(model, "cell", model.family))
+    loss = getattr(model, "loss", "likelihood").replace("_", "-")
+    loss += ", by class" if getattr(model, "conditional", False) else ""
     return (
         config.preset,
         config.data.name,
-        config.model.network,
+        network,
         loss,
         str(config.train.epochs),
         str(config.train.batch_size),

@@ -11,7 +11,7 @@ import click
 @click.command()
 @click.argument("preset", metavar="PRESET|RUN")
 @click.argument("overrides", metavar="[KEY=VALUE]...", nargs=-1)
-@click.option("--data", metavar="NAME|PATH", help="Data set in place of the preset's: a name, a folder, an .npz file.")
+@click.option("--data", metavar="NAME|PATH", help="Data set in place of the preset's: a name, a folder, a file.")
 @click.option("--run", "run", metavar="DIR", help="Run folder to make, or to resume.  [default: runs/PRESET]")
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of the run.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), help="Decides every random number.")
@@ -34,7 +34,7 @@ def train(
       gentf train --resume runs/mnist
       gentf train --resume runs/mnist train.epochs=80
     """
-    from gentf.config import load_yaml, replace, resolve, with_override
+    from gentf.config import load_yaml, preset_names, replace, resolve, with_override
     from gentf.errors import UserError
 
     is_run = (Path(preset) / "config.yaml").is_file()
@@ -45,7 +45,7 @@ def train(
         config = load_yaml(Path(run) / "config.yaml")
         for override in overrides:
             config = with_override(config, override)
-    elif is_run:
+    elif is_run and preset not in preset_names():
         raise UserError(
             f"`preset` must be a preset or a .yaml file; to go on with a run add --resume. Received: {preset}"
         )

@@ -148,10 +148,11 @@ class EncoderDecoderConfig:
     width: int = field(128, "numbers that stand for a token between blocks", low=1, high=65_536)
     heads: int = field(4, "heads of attention", low=1, high=1024)
     hidden: int | None = field(None, "units of the feed-forward network; null: 4 times width", low=1, high=262_144)
-    buckets: int = field(32, "relative distances that are told apart, both directions together", low=2, high=1024)
-    max_distance: int = field(128, "distances from here on are one bucket", low=2, high=65_536)
+    buckets: int = field(32, "relative distances that are told apart, both directions together", low=4, high=1024)
+    max_distance: int = field(128, "distances from here on are one bucket", low=3, high=65_536)
     dropout: float = field(0.0, "share of numbers left out after embedding and branches", low=0.0, high=0.95)
     tied: bool = field(True, "the last layer shares the embedding's weights")
+    sentinels: int = field(0, "text: tokens for what pretraining cuts out; 0: pairs only", low=0, high=10_000)
     corrupt_share: float = field(0.15, "text: share of tokens to be restored in pretraining", low=0.01, high=0.9)
     corrupt_span: float = field(3.0, "text: mean length of what is cut out in pretraining", low=1.0, high=100.0)
 

@@ -1,20 +1,19 @@
-"""A run folder in, a table of metrics out: how good, how varied and how much its own the images of a model
-are.
+"""A run folder in, a table of metrics out: how good, how varied and how much its own the samples of a model are.
 
-Every metric stands between two references measured under the same protocol: real images that the model has
-not seen, and a degenerate generator. Which of them is the floor and which the ceiling is said in `METRICS`
-and, at more length, in docs/evaluation.md.
+Every metric stands between two references measured under the same protocol: as a rule real data that the model has
+not seen, and a degenerate generator. Which of them is the floor and which the ceiling is said in `METRICS` and, at
+more length, in docs/evaluation.md. What is here is for images; for sequences see `gentf.evaluation_sequences`.
 """
 
 import json
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from gentf import evaluation_sequences as sequences
 from gentf.data import DataSource, Split
 from gentf.errors import UserError
 from gentf.files import atomic_write
@@ -23,31 +22,22 @@ from gentf.metrics.classifier import Classifier, cached_classifier
 from gentf.metrics.distance import sliced_wasserstein, sliced_wasserstein_estimate
 from gentf.metrics.estimate import Estimate, mean_of, to_signed
 from gentf.metrics.nearest import copy_threshold, near_copies, nearest_distances
+from gentf.metrics.table import Meaning, Metrics, entry, number
 from gentf.models.base import GenerativeModel
 from gentf.sampling.images import to_uint8
 from gentf.training.run import Run
 
 Progress = Callable[[str, int, int], None]
-Metrics = dict[str, dict[str, float | None]]
 
 SPLITS = ("validation", "test")
 MAX_NUMBERS = 2**27  # pixels times channels of all samples: 512 MiB as float32
 MAX_REAL = 10_000  # held-out images measured
 BATCH = 1000
-
-
-@dataclass(frozen=True)
-class Meaning:
-    """One metric in plain words, and which of its references real images are: "floor" or "ceiling"."""
-
-    text: str
-    floor: str
-    ceiling: str
-    real: str
+SCORED = 500  # images between two tellings of progress
 
 
 REAL = "held-out real images"
-METRICS = {
+METRICS = sequences.METRICS | {
     "classes_covered": Meaning("classes that the model makes", "one class", "every class", "ceiling"),
     "reverse_kl": Meaning("mismatch of class shares, nats", REAL, "all in the rarest class", "floor"),
     "confidence": Meaning("mean confidence of the classifier", "undecided", REAL, "ceiling"),
@@ -57,6 +47,8 @@ METRICS = {
     "sliced_wasserstein": Meaning(
         "distance from held-out images, as sets", "training images", "the mean training image", "floor"
     ),
+    "nats_per_image": Meaning("minus log-likelihood of a held-out image", "certainty", "pixels by themselves", ""),
+    "bits_per_dimension": Meaning("the same for each number of an image", "certainty", "pixels by themselves", ""),
 }
 
 
@@ -70,22 +62,23 @@ def evaluate(
     progress: Progress | None = None,
     warn: Callable[[str], None] = warnings.warn,
 ) -> dict[str, Any]:
-    """Measure the images of a run's model, and write the result to `evaluation.json` in its folder.
+    """Measure a run's model, and write the result to `evaluation.json` in its folder.
 
     Args:
         run: an existing run folder.
-        split: the held-out real images to compare with, "test" or "validation".
-        samples: images to draw; lowered to the size of the train split, and to what fits in memory
-            (`MAX_NUMBERS`).
+        split: the held-out real data to compare with, "test" or "validation".
+        samples: to draw. Of images lowered to the size of the train split, and to what fits in memory
+            (`MAX_NUMBERS`); of sequences to `sequences.MAX_SAMPLES`; of pairs those that are answered, at most
+            `sequences.MAX_PAIRS`.
         seed: of the samples (those of `model.sample(num, seed=seed)`), projections and bootstrap.
         checkpoint: "last", "best" or a step.
         progress: called with (label, done, total) now and then.
         warn: called with the text of a warning.
     Returns:
-        {"run", "model", "data", "split", "samples", "seed", "metrics": {name: {"value", "stderr", "floor",
-        "ceiling"}}}, "checkpoint", "references", and, where the data have labels, "classifier" and "classes".
-        A stderr is None where it cannot be known (from a single image). Without labels only the metrics that
-        need none are there.
+        {"run", "model", "data", "split", "samples", "seed", "checkpoint", "modality", "metrics": {name: {"value",
+        "stderr", "floor", "ceiling"}}}, "references"; with a likelihood "baselines", see `sequences.measure`; and,
+        where images have labels, "classifier" and "classes". A stderr is None where it cannot be known (from a single
+        image). Without labels only the metrics that need none are there.
     Raises:
         UserError: a wrong split, count or seed, or data that are not those of the run.
     """
@@ -98,10 +91,42 @@ def evaluate(
         raise UserError(f"`seed` must be from 0 to 2**31 - 1. Received: seed={seed}")
     source = run.load_data(progress)
     held_out: Split = source.splits[split]
-    if len(held_out) < 2:
-        raise UserError(f"the {split} split must hold at least two images. Received: {len(held_out)} images")
+    images = source.spec.modality == "image"
+    if len(held_out) < (2 if images else 1):
+        least = "two images" if images else "one example; a share of 0 leaves it empty, and text shorter than a block"
+        raise UserError(f"the {split} split must hold at least {least}. Received: {len(held_out)}")
     model = run.load_model(checkpoint, warn)
     _check_same_data(run, source)
+    result: dict[str, Any] = {
+        "run": run.name,
+        "model": type(model).__name__,
+        "data": source.spec.name,
+        "split": split,
+        "samples": samples,
+        "seed": seed,
+        "checkpoint": checkpoint,
+        "modality": source.spec.modality,
+        "metrics": {},
+    }
+    if images:
+        result |= _measure(source, held_out, model, samples, seed, progress, warn)
+    else:
+        result |= sequences.measure(run.config, source, held_out, model, samples, seed, tell)
+    atomic_write(run.path / "evaluation.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+    return result
+
+
+def _measure(
+    source: DataSource,
+    held_out: Split,
+    model: GenerativeModel,
+    samples: int,
+    seed: int,
+    progress: Progress | None,
+    warn: Callable[[str], None],
+) -> dict[str, Any]:
+    """What is measured of a model of images."""
+    tell = progress or (lambda label, done, total: None)
     most = max(2, MAX_NUMBERS // math.prod(source.spec.shape))
     num = min(samples, len(source.train), most)
     train_images, _ = source.train.arrays(num)
@@ -115,20 +140,11 @@ def evaluate(
     images = _samples(model, num, asked, seed, source.spec.dtype)
     tell("sampling", num, num)
 
-    result: dict[str, Any] = {
-        "run": run.name,
-        "model": type(model).__name__,
-        "data": source.spec.name,
-        "split": split,
-        "samples": num,
-        "seed": seed,
-        "checkpoint": checkpoint,
-        "metrics": {},
-    }
+    result: dict[str, Any] = {"samples": num, "metrics": {}}
     if train_counts is not None and real_labels is not None:
         classifier = _classifier(source, held_out, progress, warn)
         value, stderr = classifier.accuracy
-        result["classifier"] = {"test_accuracy": _number(value), "stderr": _number(stderr)}
+        result["classifier"] = {"test_accuracy": number(value), "stderr": number(stderr)}
         generated, real = classifier.predict(images), classifier.predict(real_images)
         metrics, result["classes"] = class_metrics(
             generated, real, real_labels, asked, train_counts, source.spec.class_names, seed
@@ -137,12 +153,14 @@ def evaluate(
     of_samples, of_real = _nearest(source, images, real_images, tell)
     result["metrics"] |= copy_metrics(of_samples, of_real)
     result["metrics"] |= distance_metrics(images, real_images, train_images, seed)
+    if getattr(model, "exact_likelihood", False):
+        metrics, result["baselines"] = likelihood_metrics(model, source, real_images, real_labels, tell)
+        result["metrics"] |= metrics
     result["references"] = {
         "train_images": len(source.train),
         "held_out_images": len(real_images),
         "near_copy_distance": copy_threshold(of_real),
     }
-    atomic_write(run.path / "evaluation.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     return result
 
 
@@ -171,13 +189,13 @@ def class_metrics(
     real_counts = modes.class_counts(real.argmax(axis=1), num_classes)
     shares = modes.real_shares(train_counts)
     metrics = {
-        "classes_covered": _entry(modes.classes_covered(counts, train_counts, seed=seed), 1.0, num_classes),
-        "reverse_kl": _entry(
+        "classes_covered": entry(modes.classes_covered(counts, train_counts, seed=seed), 1.0, num_classes),
+        "reverse_kl": entry(
             modes.reverse_kl(counts, train_counts, seed=seed),
             modes.expected_reverse_kl(real_counts, train_counts, len(generated), seed=seed),
             modes.worst_reverse_kl(train_counts),
         ),
-        "confidence": _entry(modes.confidence(generated), 1 / num_classes, modes.confidence(real).value),
+        "confidence": entry(modes.confidence(generated), 1 / num_classes, modes.confidence(real).value),
     }
     classes: list[dict[str, Any]] = [
         {
@@ -190,12 +208,12 @@ def class_metrics(
     if asked is not None:
         # Labels that are ignored are met by chance: as often as two images drawn apart are of one class.
         chance = float((shares**2).sum())
-        metrics["class_agreement"] = _entry(
+        metrics["class_agreement"] = entry(
             modes.class_agreement(generated, asked), chance, modes.class_agreement(real, real_labels).value
         )
-        for entry, agreement in zip(classes, modes.agreement_by_class(generated, asked), strict=True):
-            entry["agreement"] = None if agreement is None else agreement.value
-            entry["agreement_stderr"] = None if agreement is None else _number(agreement.stderr)
+        for row, agreement in zip(classes, modes.agreement_by_class(generated, asked), strict=True):
+            row["agreement"] = None if agreement is None else agreement.value
+            row["agreement_stderr"] = None if agreement is None else number(agreement.stderr)
     return metrics, classes
 
 
@@ -206,7 +224,7 @@ def distance_metrics(images: np.ndarray, real_images: np.ndarray, train_images: 
     """
     mean_image = to_signed(train_images).mean(axis=0, dtype=np.float64, keepdims=True).astype(np.float32)
     return {
-        "sliced_wasserstein": _entry(
+        "sliced_wasserstein": entry(
             sliced_wasserstein_estimate(images, real_images, seed=seed),
             sliced_wasserstein(train_images, real_images, seed=seed),
             sliced_wasserstein(np.repeat(mean_image, 2, axis=0), real_images, seed=seed),
@@ -225,9 +243,53 @@ def copy_metrics(of_samples: np.ndarray, of_real: np.ndarray) -> Metrics:
     halves = of_real[::2], of_real[1::2]
     real_share = (near_copies(halves[0], halves[1]).value + near_copies(halves[1], halves[0]).value) / 2
     return {
-        "nearest_train_distance": _entry(mean_of(of_samples), 0.0, float(of_real.mean())),
-        "near_copies": _entry(near_copies(of_samples, of_real), real_share, 1.0),
+        "nearest_train_distance": entry(mean_of(of_samples), 0.0, float(of_real.mean())),
+        "near_copies": entry(near_copies(of_samples, of_real), real_share, 1.0),
     }
+
+
+def likelihood_metrics(
+    model: Any, source: DataSource, images: np.ndarray, labels: np.ndarray | None, tell: Progress
+) -> tuple[Metrics, dict[str, float]]:
+    """Likelihood of held-out images, beside that of pixels which are drawn apart, each by its own place's levels.
+
+    Args:
+        model: one with `log_prob(images, labels)` in nats. Where its `likelihood` is "bernoulli", pixels have two
+            levels, black or white; else 256.
+        source: the data, whose train split the baseline is fitted on.
+        images, labels: held out, (n, H, W, C) and (n,).
+    Returns:
+        the metrics, and the baselines in nats an image: {"unigram"}. Of k of n training pixels at a level, it gives the
+        level (k + 1/2) / (n + levels / 2): Krichevsky & Trofimov (1981).
+    """
+    dimensions = math.prod(source.spec.shape)
+    parts: list[np.ndarray] = []
+    for start in range(0, len(images), SCORED):
+        tell("likelihood", start, len(images))
+        part = slice(start, start + SCORED)
+        known = labels[part] if labels is not None and model.num_classes else None
+        parts.append(-model.log_prob(images[part], known))
+    nats = mean_of(np.concatenate(parts))
+    levels = 2 if getattr(model, "likelihood", None) == "bernoulli" else 256
+    counts = np.zeros((dimensions, levels), np.int64)
+    places = np.arange(dimensions)
+    for batch in source.train.batches(BATCH):
+        for image in _levels(batch["image"].numpy(), levels):
+            counts[places, image] += 1
+    share = (counts + 0.5) / (len(source.train) + levels / 2)
+    unigram = -float(np.mean([np.log(share[places, image]).sum() for image in _levels(images, levels)]))
+    bits = 1 / (dimensions * math.log(2))
+    metrics = {
+        "nats_per_image": entry(nats, 0.0, unigram),
+        "bits_per_dimension": entry(Estimate(nats.value * bits, nats.stderr * bits), 0.0, unigram * bits),
+    }
+    return metrics, {"unigram": unigram}
+
+
+def _levels(images: np.ndarray, levels: int) -> np.ndarray:
+    """(n, ...) -> (n, numbers of an image) int64 in 0..levels-1."""
+    signed = to_signed(images).reshape(len(images), -1)
+    return (signed > 0).astype(np.int64) if levels == 2 else np.rint((signed + 1) * 127.5).astype(np.int64)
 
 
 def _nearest(source: DataSource, images, real_images, tell) -> list[np.ndarray]:
@@ -273,24 +335,16 @@ def _classifier(source: DataSource, held_out: Split, progress, warn) -> Classifi
 
 
 def _check_same_data(run: Run, source: DataSource) -> None:
-    for name in ("shape", "dtype", "class_names"):
+    for name in ("modality", "shape", "dtype", "class_names", "vocabulary", "start", "boundary"):
         then, now = getattr(run.spec, name), getattr(source.spec, name)
         if then != now:
             raise UserError(
                 f"the data must be those the run was trained on, with {name} {then}. "
                 f"Received: {source.spec.name} with {name} {now}"
             )
-
-
-def _entry(estimate: Estimate, floor: float, ceiling: float) -> dict[str, float | None]:
-    return {
-        "value": _number(estimate.value),
-        "stderr": _number(estimate.stderr),
-        "floor": _number(floor),
-        "ceiling": _number(ceiling),
-    }
-
-
-def _number(value: float) -> float | None:
-    """A number as JSON knows it: None where it is undefined."""
-    return float(value) if math.isfinite(value) else None
+    then, now = (json.dumps(spec.tokenizer, sort_keys=True) for spec in (run.spec, source.spec))
+    if then != now:
+        raise UserError(
+            "the data must be those the run was trained on, with the same tokenizer. "
+            f"Received: {source.spec.name} with another one"
+        )

@@ -1,20 +1,26 @@
 """`load`: one way in for embedded sets, TFDS builders, files and folders, of every modality."""
 
+import contextlib
 import inspect
+import json
 import os
+import re
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gentf.data import sequences
+from gentf.data import listing, sequences, text
 from gentf.data.arrays import load_npz
-from gentf.data.builders import load_builder
+from gentf.data.builders import builder_names, load_builder, prepared_folder
 from gentf.data.embedded import EMBEDDED, load_embedded
 from gentf.data.folder import load_folder
 from gentf.data.image import Preparation
 from gentf.data.names import find
 from gentf.data.source import DataSource, Progress, Settings
 from gentf.errors import UserError
+
+MIDI = (".mid", ".midi")
 
 
 def load(name_or_path: str | os.PathLike, *, modality: str = "image", **options: Any) -> DataSource:
@@ -46,6 +52,53 @@ def load(name_or_path: str | os.PathLike, *, modality: str = "image", **options:
             f"`{sorted(unknown)[0]}` is no option of modality {modality}. It has: {', '.join(list(known)[1:])}"
         )
     return loader(name_or_path, **{name: value for name, value in options.items() if name in known})
+
+
+def modality_of(name_or_path: str | os.PathLike) -> str:
+    """The modality that a set most likely has, from its name and what lies there; nothing is loaded or downloaded.
+
+    An embedded set has its own. A prepared TFDS builder with a text feature and no image is text. Of files the ending
+    decides: .mid, .midi, .mat and .json are music, .tsv pairs, other text files text; an .npz file is music if it holds
+    `train_length`. In a folder the first ending of pictures, MIDI or text that occurs decides, in that order. All else
+    is taken for images.
+
+    Returns:
+        "image", "text", "music" or "pairs".
+    """
+    name = os.fspath(name_or_path)
+    if name in text.EMBEDDED:
+        return "text"
+    if name in sequences.EMBEDDED:
+        return "music" if name == "chorales" else "pairs"
+    if name in EMBEDDED:
+        return "image"
+    by_name = not name.startswith((".", "/", "~"))
+    if by_name and (re.split("[/:]", name)[0] in builder_names() or prepared_folder(name)):
+        return "text" if _holds_text(name) else "image"
+    path = Path(name).expanduser()
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        for modality, suffixes in (("image", listing.SUFFIXES), ("music", MIDI), ("text", text.SUFFIXES)):
+            if next(listing.walk(path, suffixes), None) is not None:
+                return modality
+    elif suffix == ".npz":
+        with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+            return "music" if "train_length.npy" in archive.namelist() else "image"
+    elif suffix in (*MIDI, ".mat", ".json"):
+        return "music"
+    elif suffix in text.SUFFIXES:
+        return "pairs" if suffix == ".tsv" else "text"
+    return "image"
+
+
+def _holds_text(name: str) -> bool:
+    """Whether a prepared TFDS builder has text and no images."""
+    folder = prepared_folder(name)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        features = json.loads((folder / "features.json").read_text())["featuresDict"]["features"] if folder else {}
+        texts = [feature for feature in features.values() if feature["pythonClassName"].endswith(".Text")]
+        return bool(texts) and "image" not in features
+    return False
 
 
 def load_images(

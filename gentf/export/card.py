@@ -12,13 +12,33 @@ from gentf.config import dump_yaml
 from gentf.export.check import SignatureReport
 from gentf.export.saved_model import DEFAULT
 
+#: Of a tensor, or of a signature's tensor.
 RANGES = {
     "seed": "any integers; row i of `sample(n, seed=s)` is `[s, i]`",
     "z": "independent N(0, 1)",
     "image": "[-1, 1]",
     "image_bytes": "PNG file content",
     "logit": "> 0: taken for real, < 0: taken for generated",
+    "prompt": "UTF-8, empty for none; characters the tokenizer does not know are left out, and of a long one the end "
+    "is read",
+    "prompt_length": "tokens of each row of `prompt`; what is beyond is not read",
+    "temperature": "0 or less: the likeliest; 1: as the model has it",
+    "top_p": "(0, 1]; what is outside counts as 1",
+    "text": "UTF-8; what is generated comes without the prompt",
+    "step.text": "UTF-8, what the block adds",
+    "score.text": "UTF-8, a whole text",
+    "nats": "minus the log-likelihood, that of an end token included",
+    "length": "tokens or frames of a row",
+    "tokens": "padded with zeros",
+    "step.tokens": "what was generated so far, padded with zeros; in: what `step` gave before, or a zero",
+    "step.length": "tokens of a row that count; in: 0 at first",
+    "score.tokens": "how many were counted",
+    "roll": "0 or 1 for the keys of a piano, A0 to C8; frames beyond `length` are 0",
+    "block": "tokens to add, at least 1",
+    "done": "whether the text has ended",
 }
+#: Values for a request that shows how to call a model.
+SHOWN = {"seed": [7, 0], "prompt": "The ", "temperature": 0.8, "top_p": 0.95, "max_length": 64, "text": "The "}
 
 
 def model_card(
@@ -32,6 +52,7 @@ def model_card(
     xla: bool = False,
     run: Any = None,
     checkpoint: str | int = "last",
+    max_length: int | None = None,
 ) -> str:
     """The card in Markdown.
 
@@ -43,15 +64,16 @@ def model_card(
         xla: whether this is the compiled variant.
         run: the `Run` it comes from, for data, training and evaluation; None leaves those sections out.
         checkpoint: which of the run's checkpoints it is.
+        max_length: symbols that a request may ask for, of a model of sequences.
     """
     parts = [f"# {name}, version {version}", _what(model, xla, run)]
     if run is not None:
         parts += [_data(run), _training(run, model, checkpoint), _evaluation(run.path / "evaluation.json")]
     parts += [
-        _signatures(model, inputs, outputs),
+        _signatures(model, inputs, outputs, max_length),
         _check(checked, xla),
         _call(name, inputs),
-        _limits(model, xla, run),
+        _limits(model, xla, run, max_length),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -69,9 +91,16 @@ def _what(model: Any, xla: bool, run: Any) -> str:
 
 def _data(run: Any) -> str:
     spec = run.spec
+    if spec.modality == "image":
+        what = f"images of shape {tuple(spec.shape)}"
+    else:
+        kind = spec.tokenizer["kind"] if spec.tokenizer else "tokens"
+        what = spec.modality if kind == "frames" else f"{spec.modality} as {kind} tokens, {spec.vocabulary} of them"
+        what += " in frames of 88 keys" if kind == "frames" else ""
+        what += "" if spec.modality == "pairs" else f", learned {spec.shape[0]} at a time"
     lines = [
         "## Data",
-        f"- set: `{spec.name}`, {spec.modality}s of shape {tuple(spec.shape)}",
+        f"- set: `{spec.name}`, {what}",
         f"- licence of the set: {spec.licence}",
     ]
     if spec.class_names:
@@ -122,7 +151,7 @@ def _evaluation(path: Path) -> str:
     return "\n".join(lines)
 
 
-def _signatures(model: Any, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> str:
+def _signatures(model: Any, inputs: Mapping[str, Any], outputs: Mapping[str, Any], max_length: int | None) -> str:
     lines = [
         "## Signatures",
         "",
@@ -135,16 +164,20 @@ def _signatures(model: Any, inputs: Mapping[str, Any], outputs: Mapping[str, Any
         for direction, tensors in (("in", inputs[name]), ("out", outputs[name])):
             for key, spec in tensors.items():
                 shape = ", ".join(["B", *("?" if size is None else str(size) for size in spec.shape[1:])])
-                text = _range(key, model)
+                text = _range(name, key, model, max_length)
                 lines.append(f"| `{name}` | {direction}: `{key}` | {spec.dtype.name} | [{shape}] | {text} |")
     return "\n".join(lines)
 
 
-def _range(key: str, model: Any) -> str:
+def _range(signature: str, key: str, model: Any, max_length: int | None) -> str:
     classes = getattr(model, "num_classes", 0)
+    if key == "max_length" and max_length is not None:
+        return f"1 to {max_length}; what is outside is clipped"
+    if key == "label" and classes and max_length is not None:
+        return f"0 to {classes - 1}; what is none is drawn by the seed"
     if key == "label" and classes:
         return f"0 to {classes - 1}; in `serving_default` -1 draws a class by the seed"
-    return RANGES.get(key, "")
+    return RANGES.get(f"{signature}.{key}", RANGES.get(key, ""))
 
 
 def _check(checked: Sequence[SignatureReport], xla: bool) -> str:
@@ -169,7 +202,7 @@ def _call(name: str, inputs: Mapping[str, Any]) -> str:
     row = {}
     for key, spec in inputs[signature].items():
         zero = np.zeros([1 if size is None else size for size in spec.shape[1:]], int).tolist()
-        row[key] = [7, 0] if key == "seed" else zero
+        row[key] = SHOWN.get(key, "" if spec.dtype.name == "string" else zero)
     instance = json.dumps({"signature_name": signature, "instances": [row]})
     return "\n".join(
         [
@@ -190,7 +223,8 @@ def _call(name: str, inputs: Mapping[str, Any]) -> str:
     )
 
 
-def _limits(model: Any, xla: bool, run: Any) -> str:
+def _limits(model: Any, xla: bool, run: Any, max_length: int | None) -> str:
+    sequences = max_length is not None
     lines = [
         "## Limits",
         "",
@@ -199,8 +233,14 @@ def _limits(model: Any, xla: bool, run: Any) -> str:
         "- It makes what its data set shows and nothing else; the shares and the flaws of the set are in its samples.",
     ]
     if run is not None:
-        lines.append("- Samples may come close to training images: see the evaluation for how close.")
-    if getattr(model, "num_classes", 0):
+        examples = "examples" if sequences else "images"
+        lines.append(f"- Samples may come close to training {examples}: see the evaluation for how close.")
+    if sequences:
+        lines.append(
+            "- Rows of a batch are padded to the longest, so that another batch may round a logit differently in its "
+            "last bits: that moves a token only where two are as likely but for that."
+        )
+    if getattr(model, "num_classes", 0) and not sequences:
         lines.append("- A label outside of the classes gives an image of no class, without an error.")
     if xla:
         lines.append("- Each batch size is compiled when it is first met, which takes seconds: the warm-up does it.")

@@ -18,6 +18,7 @@ from gentf.export import folders, graph, serving
 from gentf.export import saved_model as writer
 from gentf.export.card import model_card
 from gentf.export.check import Case, SignatureReport, check, one_line
+from gentf.models.sequence import SequenceModel
 from gentf.training.run import Run
 
 BASE = Path("saved_models")
@@ -60,6 +61,7 @@ def export(
     checkpoint: str | int = "last",
     batch_sizes: Sequence[int] = serving.BATCH_SIZES,
     labels: Mapping[str, int] | None = None,
+    constraints: Mapping[str, Any] | None = None,
     check: bool = True,
     warn: Callable[[str], None] = lambda text: None,
 ) -> ExportResult:
@@ -79,6 +81,8 @@ def export(
         batch_sizes: what a batching server runs; the last one is the largest. There is a warm-up request
             for each.
         labels: version labels to set in models.config, such as {"canary": 3}.
+        constraints: of a model of sequences: name -> rule, each a signature `generate_NAME` more. See
+            `gentf.models.serving.signatures`.
         check: compare the export with Python's results in a process without Keras and gentf, XLA switched
             off.
         warn: called with a line about something that was left out or repaired.
@@ -102,7 +106,7 @@ def export(
     serving.read_models(target.parent / serving.MODELS)
     model = run.load_model(checkpoint, warn) if run is not None else source
 
-    subject = _Subject.of(model, run, checkpoint, batch_sizes)
+    subject = _Subject.of(model, run, checkpoint, batch_sizes, constraints)
     created = folders.make(targets)
     made: list[Path] = []
     try:
@@ -141,14 +145,48 @@ class _Subject:
     plain: Mapping[str, Any]  # name -> traced function
 
     @classmethod
-    def of(cls, model: Any, run: Run | None, checkpoint: str | int, batch_sizes: tuple[int, ...]) -> "_Subject":
-        signatures = model.signatures()
-        plain = {name: writer.trace(name, signature) for name, signature in signatures.items()}
+    def of(
+        cls,
+        model: Any,
+        run: Run | None,
+        checkpoint: str | int,
+        batch_sizes: tuple[int, ...],
+        constraints: Mapping[str, Any] | None,
+    ) -> "_Subject":
+        if constraints and not isinstance(model, SequenceModel):
+            raise ValueError(f"`constraints` must be None for a {type(model).__name__}. Received: constraints")
+        signatures = model.signatures(constraints=constraints) if constraints else model.signatures()
+        traced: dict[Any, Any] = {}  # one function may go by two names
+        plain = {}
+        for name, signature in signatures.items():
+            if signature.function not in traced:
+                traced[signature.function] = writer.trace(name, signature)
+            plain[name] = traced[signature.function]
         return cls(model, run, checkpoint, batch_sizes, signatures, plain)
 
     @property
     def num_classes(self) -> int:
         return int(getattr(self.model, "num_classes", 0))
+
+    @property
+    def max_length(self) -> int | None:
+        """Symbols that a request may ask for; None where none are generated."""
+        return getattr(self.signatures.get("generate"), "max_length", None)
+
+    @property
+    def tokenizer(self) -> str | None:
+        """The kind of a model's symbols."""
+        kind = getattr(self.model, "tokenizer", None)
+        return kind["kind"] if kind else None
+
+    @property
+    def modality(self) -> str | None:
+        """What the data are: from the run, or as far as the model tells."""
+        if self.run is not None:
+            return self.run.spec.modality
+        if self.tokenizer is None:
+            return None
+        return "music" if self.tokenizer in ("frames", "chords", "events") else "text"
 
     def examples(self, name: str, rows: int) -> writer.Arrays:
         return writer.examples(self.signatures[name], rows, self.num_classes)
@@ -201,6 +239,7 @@ def _build(
         xla=xla,
         run=subject.run,
         checkpoint=subject.checkpoint,
+        max_length=subject.max_length,
     )
     (folder / CARD).write_text(card, encoding="utf-8")
     return found, records, left_out
@@ -223,9 +262,8 @@ def _compiled(subject: _Subject) -> tuple[dict[str, Any], dict[str, str]]:
         for output in sorted(set(subject.plain[name].structured_outputs) - set(function.structured_outputs)):
             left_out[f"{name} `{output}`"] = "strings cannot be compiled"
     if not functions:
-        raise ValueError(
-            f"`xla` must be False for this model, which XLA cannot compile. {'; '.join(left_out.values())}"
-        )
+        reasons = "; ".join(dict.fromkeys(left_out.values()))
+        raise ValueError(f"`xla` must be False for this model, which XLA cannot compile. {reasons}")
     return functions, left_out
 
 
@@ -238,4 +276,7 @@ def _meta(subject: _Subject, name: str, version: int, xla: bool) -> dict[str, An
         "xla": xla,
         "num_classes": subject.num_classes,
         "class_names": list(subject.run.spec.class_names) if subject.run is not None and subject.num_classes else [],
+        "modality": subject.modality,
+        "tokenizer": subject.tokenizer,
+        "max_length": subject.max_length,
     }

@@ -44,11 +44,14 @@ def trace(name: str, signature: Any) -> tf.types.experimental.ConcreteFunction:
 
 
 def trace_compiled(name: str, signature: Any) -> tf.types.experimental.ConcreteFunction | None:
-    """The signature as a function that XLA compiles, without its string outputs; None if nothing is left.
+    """The signature as a function that XLA compiles, without its string outputs; None if nothing is left, or if a
+    string goes in.
 
     What only the string outputs need is cut from the graph: encoding an image, for one, cannot be compiled.
     """
     specs = _named_specs(name, signature.inputs)
+    if any(spec.dtype == tf.string for spec in specs.values()):
+        return None  # called with one, XLA ends the process
     names = list(specs)
     whole = tf.compat.v1.wrap_function(
         lambda *values: signature.function(**dict(zip(names, values, strict=True))), list(specs.values())

@@ -1,8 +1,8 @@
-"""An export, loaded again: samples from `saved_models/NAME` with the same pixels as from the run."""
+"""An export, loaded again: samples from `saved_models/NAME`, the same as from the run."""
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from gentf.export.serving import EXTRA
 
 ROWS = 64  # of a request
 MAX_SEED = 2**31 - 1
+LENGTH = 256  # symbols of a sequence, where nothing else is asked for
+SEQUENCES = ("text", "roll", "tokens")  # outputs of `serving_default`, by what a model of sequences makes
 
 
 class ServedModel:
@@ -30,6 +32,8 @@ class ServedModel:
         conditional: whether `serving_default` takes a label.
         num_classes: as far as the export says; None where it does not.
         class_names: one a class, as far as the export says.
+        modality: "image", "text", "music" or "pairs", as far as the export says.
+        max_length: symbols of a sequence at most; None for other models, or where the export does not say.
     """
 
     def __init__(self, path: Path, functions: Mapping[str, Any], loaded: Any, about: Mapping[str, Any]):
@@ -45,6 +49,9 @@ class ServedModel:
         classes, names = about.get("num_classes"), about.get("class_names")
         self.num_classes: int | None = classes if isinstance(classes, int) and not isinstance(classes, bool) else None
         self.class_names: tuple[str, ...] = tuple(map(str, names)) if isinstance(names, list) else ()
+        modality, most = about.get("modality"), about.get("max_length")
+        self.modality: str | None = modality if isinstance(modality, str) else None
+        self.max_length: int | None = most if isinstance(most, int) and not isinstance(most, bool) else None
 
     def __repr__(self) -> str:
         return f"ServedModel({str(self.path)!r}, signatures={sorted(self.signatures)})"
@@ -72,7 +79,17 @@ class ServedModel:
             tensors[name] = tf.constant(value)
         return {name: value.numpy() for name, value in self._functions[signature](**tensors).items()}
 
-    def sample(self, num: int, *, condition: Any = None, seed: int = 0) -> np.ndarray:
+    def sample(
+        self,
+        num: int,
+        *,
+        condition: Any = None,
+        seed: int = 0,
+        prompt: str | Sequence[str] | None = None,
+        temperature: float | Sequence[float] | None = None,
+        top_p: float | Sequence[float] | None = None,
+        max_length: int | None = None,
+    ) -> Any:
         """Draw `num` samples; row i comes from the row seed [seed, i], as in the model's own `sample`.
 
         Args:
@@ -80,10 +97,63 @@ class ServedModel:
             condition: of a conditional model: a class for all, or one a sample; None draws classes by the
                 row seeds.
             seed: 0 <= seed < 2**31.
+            prompt: of a model of text: a text for all, or one a sample. Characters that the tokenizer does not know are
+                left out, and of a prompt longer than the context the end is read.
+            temperature, top_p: of a model of sequences, as of its own `sample`; one for all, or one a sample.
+            max_length: symbols generated a row, at most; None: 256, or as many as the export can make.
         Returns:
-            (num, H, W, C) float32 in [-1, 1].
+            (num, H, W, C) float32 in [-1, 1]; of a model of sequences a list of texts without the prompt, of rolls
+            uint8 (T, 88), or of arrays of tokens.
         """
-        return self._draw("image", num, condition, seed)
+        given = {"prompt": prompt, "temperature": temperature, "top_p": top_p, "max_length": max_length}
+        kind = next((name for name in SEQUENCES if name in self._default("outputs")), None)
+        if kind is None:
+            for name, value in given.items():
+                if value is not None:
+                    raise UserError(f"`{name}` must be None for a model of images. Received: {name}={value!r}")
+            return self._draw("image", num, condition, seed)
+        inputs = self._sequence_inputs(num, **given)
+        answers = self._rows(DEFAULT, num, condition, seed, inputs)
+        if kind == "text":
+            return [text.decode() for answer in answers for text in answer["text"]]
+        dtype = np.uint8 if kind == "roll" else np.int32
+        pairs = [pair for answer in answers for pair in zip(answer[kind], answer["length"])]
+        return [row[:length].astype(dtype) for row, length in pairs]
+
+    def stream(
+        self,
+        prompt: str = "",
+        *,
+        seed: int = 0,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        max_length: int | None = None,
+        block: int = 16,
+    ) -> Iterator[str]:
+        """One text in parts, as they are made: joined they are the first that `sample` gives.
+
+        Args:
+            prompt, seed, temperature, top_p, max_length: as of `sample`.
+            block: tokens of a part.
+        """
+        if "step" not in self.signatures or self.conditional:
+            raise UserError(f"`export` must have a signature `step` without a label to stream. Received: {self.path}")
+        if block < 1:
+            raise UserError(f"`block` must be at least 1. Received: block={block}")
+        row = self._sequence_inputs(1, prompt=prompt, temperature=temperature, top_p=top_p, max_length=max_length)
+        row |= {"seed": np.array([[seed, 0]]), "block": np.array([block])}
+        answer: Arrays = {"tokens": np.zeros((1, 0)), "length": np.zeros(1), "done": np.zeros(1, bool)}
+        while not answer["done"][0]:
+            answer = self.call("step", tokens=answer["tokens"], length=answer["length"], **row)
+            yield answer["text"][0].decode()
+
+    def score(self, texts: Sequence[str]) -> np.ndarray:
+        """Minus the log-likelihood of whole texts, as the model's own `log_prob` counts it: (n,) float32, in nats."""
+        if "score" not in self.signatures or "label" in self.signatures["score"]["inputs"]:
+            raise UserError(f"`export` must have a signature `score` without a label. Received: {self.path}")
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"`texts` must be a list of strings. Received: {texts!r:.80}")
+        return np.array([self.call("score", text=[text.encode()])["nats"][0] for text in texts], np.float32)
 
     def image_bytes(self, num: int, *, condition: Any = None, seed: int = 0) -> list[bytes]:
         """The samples that `sample` gives, each as the content of a PNG file that the export encodes."""
@@ -94,19 +164,61 @@ class ServedModel:
         known = {"seed", "label"}
         if output not in signature["outputs"] or "seed" not in signature["inputs"] or set(signature["inputs"]) - known:
             raise UserError(f"`export` must give `{output}` for a `seed` in {DEFAULT}. Received: {self.path}")
+        return np.concatenate([answer[output] for answer in self._rows(DEFAULT, num, condition, seed, {})])
+
+    def _default(self, direction: str) -> Mapping[str, Any]:
+        return self.signatures.get(DEFAULT, {"inputs": {}, "outputs": {}})[direction]
+
+    def _rows(self, signature: str, num: int, condition: Any, seed: int, inputs: Mapping[str, np.ndarray]) -> list:
+        """The answers for `num` rows, `ROWS` of them at a time; `inputs` have a value for each row."""
         if num < 1:
             raise UserError(f"`num` must be at least 1. Received: num={num}")
         if not 0 <= seed <= MAX_SEED:
             raise UserError(f"`seed` must be from 0 to 2**31 - 1. Received: seed={seed}")
         labels = self._labels(condition, num)
-        parts = []
-        for start in range(0, num, ROWS):
-            rows = np.arange(start, min(start + ROWS, num))
-            inputs = {"seed": np.stack([np.full_like(rows, seed), rows], axis=1)}
-            if labels is not None:
-                inputs["label"] = labels[rows]
-            parts.append(self.call(DEFAULT, **inputs)[output])
-        return np.concatenate(parts)
+        whole = {**inputs, "seed": np.stack([np.full(num, seed), np.arange(num)], axis=1)}
+        whole |= {} if labels is None else {"label": labels}
+        parts = [slice(start, start + ROWS) for start in range(0, num, ROWS)]
+        return [self.call(signature, **{name: value[part] for name, value in whole.items()}) for part in parts]
+
+    def _sequence_inputs(self, num: int, **given: Any) -> dict[str, np.ndarray]:
+        """What `serving_default` of a model of sequences takes besides seeds and labels; None is a default."""
+        most = self.max_length if self.max_length is not None else np.iinfo(np.int32).max
+        defaults = {"prompt": "", "temperature": 1.0, "top_p": 1.0, "max_length": min(LENGTH, most)}
+        known = self._default("inputs")
+        found = {}
+        for name, default in defaults.items():
+            value = default if given[name] is None else given[name]
+            if name not in known:
+                if given[name] is not None:
+                    raise UserError(f"`{name}` must be None for this export. Received: {name}={value!r}")
+                continue
+            if name == "prompt":
+                found[name] = self._prompts(known[name], value, num)
+                continue
+            numbers = np.asarray(value)
+            low, high = {"temperature": (0.0, np.inf), "top_p": (0.0, 1.0), "max_length": (1, most)}[name]
+            inside = numbers.dtype.kind in "iuf" and numbers.shape in ((), (num,)) and np.isfinite(numbers).all()
+            if not inside or (numbers < low).any() or (numbers > high).any() or (name == "top_p" and not numbers.all()):
+                ends = {"temperature": "at least 0", "top_p": "in (0, 1]", "max_length": f"in 1..{high}"}[name]
+                raise UserError(f"`{name}` must be {ends}, one number or one a sample. Received: {name}={value!r}")
+            found[name] = np.broadcast_to(numbers, (num,))
+        if "prompt_length" in known:
+            found |= {"prompt": np.zeros((num, 1), np.int32), "prompt_length": np.zeros(num, np.int32)}
+        return found
+
+    @staticmethod
+    def _prompts(spec: tf.TensorSpec, value: Any, num: int) -> np.ndarray:
+        if spec.dtype != tf.string:
+            if value:
+                raise UserError(
+                    f"`prompt` must be None for an export of tokens: give them to `call`. Received: {value!r}"
+                )
+            return np.zeros((num, 1), np.int32)
+        texts = [value] * num if isinstance(value, str) else list(value) if isinstance(value, Sequence) else []
+        if len(texts) != num or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"`prompt` must be a text, or a list of {num}. Received: {value!r:.80}")
+        return np.array([*(text.encode() for text in texts), None], object)[:-1]
 
     def _labels(self, condition: Any, num: int) -> np.ndarray | None:
         if not self.conditional:

@@ -11,6 +11,7 @@ from gentf.data import DataSpec, load
 from gentf.errors import UserError
 from gentf.kernels.optimizer import Adam, AdamW, Lion
 from gentf.models.base import GenerativeModel, Phase, Signature
+from gentf.models.encoder_decoder import EncoderDecoder
 from gentf.models.gan import GAN
 from gentf.models.images import ImageModel
 from gentf.models.pixelcnn import PixelCNN
@@ -18,7 +19,8 @@ from gentf.models.rnn import RNN
 from gentf.models.sequence import SequenceModel
 from gentf.models.transformer import Transformer
 
-FAMILIES: dict[str, type[GenerativeModel]] = {"gan": GAN, "rnn": RNN, "pixelcnn": PixelCNN, "transformer": Transformer}
+FAMILIES: dict[str, type[GenerativeModel]] = {"gan": GAN, "rnn": RNN, "pixelcnn": PixelCNN, "transformer": Transformer,
+                                              "encoder_decoder": EncoderDecoder}  # fmt: skip
 #: Names of the variables that weight decay leaves alone: biases, gains, and tables of which few rows are read.
 NOT_DECAYED = ["bias", "gain", "shift", "embedding", "positions", "class_state"]
 
@@ -26,6 +28,7 @@ __all__ = [
     "FAMILIES",
     "GAN",
     "RNN",
+    "EncoderDecoder",
     "GenerativeModel",
     "ImageModel",
     "Phase",
@@ -57,6 +60,10 @@ def build(config: Config, spec: DataSpec) -> GenerativeModel:
         raise UserError(
             f"`model.family` must be one for data of modality {spec.modality}. Received: "
             f"model.family={config.model.family}, which is for {kinds}"
+        )
+    if spec.modality == "pairs" and family is not EncoderDecoder:
+        raise UserError(
+            f"`model.family` must be encoder_decoder for pairs. Received: model.family={config.model.family}"
         )
     if images:
         arguments["image_shape"] = spec.shape

@@ -170,9 +170,9 @@ class GenerativeModel(keras.Model):
                 losses = phase.losses(self.prepare(data))
             return losses, tape.gradient(losses["loss"], [variable.value for variable in phase.variables])
 
-        losses, gradients = (
-            tf.function(gradients_of, jit_compile=True, autograph=False) if jit else gradients_of
-        )(data)
+        losses, gradients = (tf.function(gradients_of, jit_compile=True, autograph=False) if jit else gradients_of)(
+            data
+        )
         if replicas > 1:  # the optimizer sums over replicas, and the loss is a mean over the global batch
             gradients = [gradient / replicas for gradient in gradients]
         phase.optimizer.apply(gradients, phase.variables)

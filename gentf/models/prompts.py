@@ -44,7 +44,7 @@ class Codec:
         return tokens if len(tokens) else np.asarray(self.start, np.int32)
 
     def decode(self, symbols: np.ndarray) -> Any:
-        """Generated symbols as a text or a roll uint8 (T, 88); the symbols themselves where nothing is known of them."""
+        """Generated symbols as a text or a roll uint8 (T, 88); themselves where nothing is known of them."""
         if self.kind == "frames":
             return symbols.astype(np.uint8)
         if self.text is not None:
@@ -66,7 +66,7 @@ def fit(prompts: list[np.ndarray], context: int | None) -> list[np.ndarray]:
     longest = max(map(len, prompts))
     if longest > context:
         warnings.warn(
-            f"a prompt of {longest} symbols is longer than the context: only its last {context} are read", stacklevel=4
+            f"a prompt of {longest} symbols is longer than the context: only its last {context} are read", stacklevel=5
         )
     return [prompt[-context:] for prompt in prompts]
 

@@ -4,14 +4,17 @@ recurrent neural networks"; for music, Boulanger-Lewandowski, Bengio & Vincent (
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from gentf.kernels import recurrent
+from gentf.kernels.quantize import lookup
 from gentf.models.sequence import KEYS, SequenceModel
 from gentf.nn.dropout import dropout
 from gentf.sampling.decode import Decoder
 
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
+PART = 1024  # symbols of a long sequence that are scored together
 
 
 @keras.saving.register_keras_serializable("gentf")
@@ -107,7 +110,7 @@ class RNN(SequenceModel):
         number = 2 if self.cell == "lstm" else 1
         if label is None:
             return [(tf.zeros((rows, self.units)),) * number] * self.num_layers
-        parts = tf.split(tf.gather(self.class_state.value, label), self.num_layers * number, axis=1)
+        parts = tf.split(lookup(self.class_state.value, label), self.num_layers * number, axis=1)
         return [tuple(parts[number * layer : number * (layer + 1)]) for layer in range(self.num_layers)]
 
     def hidden(self, symbols, label, seed):
@@ -133,6 +136,24 @@ class RNN(SequenceModel):
                 )
                 x *= pattern
         return x, tuple(last)
+
+    def _nats_along(self, inputs, targets):
+        """In parts, each from the state that the one before left."""
+        state, found = tuple(self._first(1, None)), []
+        if self._streamer is None:
+            specs = [tf.TensorSpec((1, None, *part.shape[1:]), part.dtype) for part in (inputs, targets)]
+            specs.append(tf.nest.map_structure(lambda part: tf.TensorSpec(part.shape, part.dtype), state))
+            self._streamer = tf.function(self._part, input_signature=specs, autograph=False)
+        for start in range(0, len(inputs), PART):
+            part = slice(start, start + PART)
+            nats, state = self._streamer(tf.constant(inputs[None, part]), tf.constant(targets[None, part]), state)
+            found.append(nats.numpy())
+        return np.concatenate(found)
+
+    def _part(self, inputs, targets, state):
+        x = tf.transpose(inputs) if self.vocabulary else tf.transpose(inputs, (1, 0, 2))
+        outputs, state = self._run(self._weights(), x, state, None, None)
+        return self._nats_of(outputs, targets)[0], state
 
     def output_layer(self):
         kernel = self.embedding if self.tied else self.head

@@ -16,8 +16,10 @@ import tensorflow as tf
 from gentf.data.sequences import codec_of
 from gentf.kernels import random
 from gentf.kernels.cross_entropy import linear_cross_entropy, weighted_linear_cross_entropy
+from gentf.models import serving
 from gentf.models.base import Batch, GenerativeModel, Losses
 from gentf.models.prompts import KEYS, Codec, controls_of, cut_before, fit
+from gentf.models.search import Searches
 from gentf.sampling.constraints import Constraint
 from gentf.sampling.decode import Controls, Decoder, Rules
 from gentf.sampling.generate import Generator
@@ -28,7 +30,7 @@ LABEL_STREAM = 2**31 - 1  # of a sample's row seed: beyond those of its symbols
 CONTROLS = ("temperature", "top_k", "top_p", "min_p", "repetition")
 
 
-class SequenceModel(GenerativeModel):
+class SequenceModel(Searches, GenerativeModel):
     """Base of autoregressive models: p(x) is the product of p(x_t | x_1 .. x_{t-1}).
 
     Args:
@@ -66,6 +68,7 @@ class SequenceModel(GenerativeModel):
             raise ValueError(f"`vocabulary` must be the tokenizer's {codec.size}. Received: vocabulary={vocabulary}")
         self._generators: dict[bool, Generator] = {}
         self._scorer: Any = None
+        self._streamer: Any = None
 
     @property
     def outputs_size(self) -> int:
@@ -86,6 +89,8 @@ class SequenceModel(GenerativeModel):
         raise NotImplementedError
 
     time_major = False
+    #: Whether a prompt is the source of an encoder, and not the beginning of the sequence.
+    prompt_is_source = False
 
     def output_layer(self) -> tuple[tf.Tensor, tf.Tensor | None, bool]:
         """Kernel, bias or None, and whether the kernel is (outputs, D), of the layer from `hidden` to logits."""
@@ -137,8 +142,12 @@ class SequenceModel(GenerativeModel):
 
     def nats(self, batch: Batch) -> tf.Tensor:
         """Minus the log-likelihood of each symbol given those before it: (B, T) float32, exact."""
-        hidden = self.hidden(batch["inputs"], batch.get("label"), None)
+        hidden = self._hidden_of(batch, None)
         return self._nats_of(hidden, batch["targets"])
+
+    def _hidden_of(self, batch: Batch, seed: tf.Tensor | None) -> tf.Tensor:
+        """`hidden` of what `prepare` gave."""
+        return self.hidden(batch["inputs"], batch.get("label"), seed)
 
     def _nats_of(self, hidden: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
         kernel, bias, transpose = self.output_layer()
@@ -155,13 +164,13 @@ class SequenceModel(GenerativeModel):
         weights = batch["weights"] / tf.maximum(tf.reduce_sum(batch["weights"]), 1.0)
         if training and self.vocabulary:
             seed = self.row_seeds(tf.shape(batch["inputs"])[0], DROPOUT)
-            hidden = self.hidden(batch["inputs"], batch.get("label"), seed)
+            hidden = self._hidden_of(batch, seed)
             targets, weights = (tf.transpose(x) if self.time_major else x for x in (batch["targets"], weights))
             kernel, bias, transpose = self.output_layer()
             loss = weighted_linear_cross_entropy(hidden, kernel, bias, targets, weights, transpose=transpose)
             return {"loss": loss}
         seed = self.row_seeds(tf.shape(batch["inputs"])[0], DROPOUT) if training else None
-        hidden = self.hidden(batch["inputs"], batch.get("label"), seed)
+        hidden = self._hidden_of(batch, seed)
         loss = tf.reduce_sum(weights * self._nats_of(hidden, batch["targets"]))
         return {"loss": loss} if training else {"loss": loss, "bits": loss / math.log(2.0)}
 
@@ -197,6 +206,17 @@ class SequenceModel(GenerativeModel):
         Returns:
             `gentf.sampling.generate.Generated`, or an iterator of them.
         """
+        room = self._prompt_room(max_length)
+        symbols, labels, rules, chosen = self._request(
+            prompts, seeds, room, max_length, condition, stop, constraint, controls
+        )
+        generator = self.generator(jit)
+        if block is not None:
+            return generator.stream(symbols, seeds, max_length, block, chosen, rules, labels)
+        return generator(symbols, seeds, max_length, chosen, rules, labels)
+
+    def _request(self, prompts, seeds, room, max_length, condition, stop, constraint, controls):
+        """What is asked, as symbols, classes or None, rules and controls. Without seeds no class is drawn."""
         num = len(prompts)
         if max_length < 1:
             raise ValueError(f"`max_length` must be positive. Received: max_length={max_length}")
@@ -204,22 +224,29 @@ class SequenceModel(GenerativeModel):
         if unknown or (not self.vocabulary and set(controls) - {"temperature"}):
             known = CONTROLS if self.vocabulary else ("temperature",)
             raise ValueError(f"`controls` must be of {', '.join(known)}. Received: {', '.join(sorted(controls))}")
-        codec = Codec(self.tokenizer, self.start, self.boundary)
-        symbols = fit([codec.encode(prompt) for prompt in prompts], self._prompt_room(max_length))
+        codec = self._codec()
+        symbols = [codec.encode(prompt) for prompt in prompts]
+        if not self.vocabulary:  # the first frame is predicted from one of silence, as in `prepare`
+            symbols = [np.concatenate([np.zeros((1, KEYS), np.float32), frames]) for frames in symbols]
+        symbols = fit(symbols, room)
         labels = self.check_condition(condition, num)
-        if labels is not None and (labels < 0).any():
-            drawn = random.categorical(tf.constant(seeds), tf.zeros((num, self.num_classes)), LABEL_STREAM).numpy()
-            labels = np.where(labels < 0, drawn, labels)
-        rules = self._rules(codec, stop, constraint)
+        if labels is not None and seeds is not None:
+            labels = self._drawn_labels(tf.constant(seeds), tf.constant(labels)).numpy()
         chosen = Controls(**controls_of(num, **controls))
-        generator = self.generator(jit)
-        if block is not None:
-            return generator.stream(symbols, seeds, max_length, block, chosen, rules, labels)
-        return generator(symbols, seeds, max_length, chosen, rules, labels)
+        return symbols, labels, self._rules(codec, stop, constraint), chosen
+
+    def _codec(self) -> Codec:
+        """Between people's form and the model's symbols."""
+        return Codec(self.tokenizer, self.start, self.boundary)
 
     def _prompt_room(self, max_length: int) -> int | None:
         """Symbols of a prompt that are read."""
         return self.context
+
+    def _drawn_labels(self, seeds: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        """(B,) int32 classes; what is none is drawn by the row's seed."""
+        drawn = random.categorical(seeds, tf.zeros((tf.shape(seeds)[0], self.num_classes)), LABEL_STREAM)
+        return tf.where((labels < 0) | (labels >= self.num_classes), drawn, labels)
 
     def _rules(self, codec: Codec, stop: Sequence[str], constraint: Any) -> Rules:
         end = 0 if self.boundary and self.vocabulary else None
@@ -289,7 +316,7 @@ class SequenceModel(GenerativeModel):
             prompts, seeds=random.spread(seed, num).numpy(), max_length=max_length, condition=condition, stop=stop,
             constraint=constraint, jit=jit, **controls,
         )  # fmt: skip
-        codec = Codec(self.tokenizer, self.start, self.boundary)
+        codec = self._codec()
         rows = [codec.decode(row[:length]) for row, length in zip(found.symbols, found.lengths)]
         return [cut_before(row, stop) for row in rows] if stop else rows
 
@@ -300,7 +327,7 @@ class SequenceModel(GenerativeModel):
             sequences: n texts, rolls or arrays of tokens. Where texts have boundaries, that a text ends counts too.
             condition: as of `sample`, with a class for each.
         """
-        codec = Codec(self.tokenizer, self.start, self.boundary)
+        codec = self._codec()
         labels = self.check_condition(condition, len(sequences))
         if self._scorer is None:
             self._scorer = tf.function(self._score, reduce_retracing=True)
@@ -317,6 +344,59 @@ class SequenceModel(GenerativeModel):
 
     def _score(self, batch: Any) -> tf.Tensor:
         return tf.reduce_sum(self.nats(self.prepare(batch)))
+
+    def nats_of_stream(self, stream: np.ndarray) -> np.ndarray:
+        """Minus the log-likelihood of each symbol of one sequence, of any length, given those before it.
+
+        Which of them a symbol sees: in an RNN all. In a Transformer with rotary positions, `context` in each layer, and
+        of those further back what the layers below took from them, down to `context` to 2 * `context` symbols away.
+        With learned positions, half of `context` at least. At the start of the sequence, all there are.
+
+        Args:
+            stream: tokens (n,), n >= 2, of which the first is only seen; or frames (n, 88), n >= 1.
+        Returns:
+            float32 in nats: (n - 1,) for tokens, (n,) for frames, whose first is told from silence.
+        Raises:
+            ValueError: another shape or token, or a model that is conditional.
+        """
+        symbols = np.asarray(stream)
+        if self.num_classes:
+            raise ValueError(f"`num_classes` must be 0 to score a stream. Received: num_classes={self.num_classes}")
+        if not self.vocabulary:
+            if symbols.ndim != 2 or symbols.shape[1] != KEYS or not len(symbols):
+                raise ValueError(f"`stream` must be frames (n, {KEYS}), n >= 1. Received: shape {symbols.shape}")
+            frames = symbols.astype(np.float32)
+            return self._nats_along(np.pad(frames, [(1, 0), (0, 0)])[:-1], frames)
+        if symbols.ndim != 1 or len(symbols) < 2 or symbols.dtype.kind not in "iu":
+            raise ValueError(
+                f"`stream` must be (n,) integers, n >= 2. Received: shape {symbols.shape}, dtype {symbols.dtype}"
+            )
+        if symbols.min() < 0 or symbols.max() >= self.vocabulary:
+            raise ValueError(
+                f"`stream` must lie in 0..{self.vocabulary - 1}. Received: {symbols.min()}..{symbols.max()}"
+            )
+        tokens = symbols.astype(np.int32)
+        return self._nats_along(tokens[:-1], tokens[1:])
+
+    def _nats_along(self, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """(n, ...) and (n, ...) -> (n,), all at once: each target sees all inputs up to its own place."""
+        return self._window_nats(inputs[None], targets[None])[0]
+
+    def _window_nats(self, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """`nats` of (B, T, ...) windows: (B, T)."""
+        if self._streamer is None:
+            specs = [tf.TensorSpec((None, None, *part.shape[2:]), part.dtype) for part in (inputs, targets)]
+            self._streamer = tf.function(self._nats_between, input_signature=specs, autograph=False)
+        return self._streamer(tf.constant(inputs), tf.constant(targets)).numpy()
+
+    def _nats_between(self, inputs: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
+        return self.nats({"inputs": inputs, "targets": targets})
+
+    def signatures(
+        self, max_length: int = serving.MAX_LENGTH, constraints: Mapping[str, Constraint | np.ndarray] | None = None
+    ) -> dict[str, Any]:
+        """What an export answers: see `gentf.models.serving.signatures`, arguments as there."""
+        return serving.signatures(self, max_length, constraints)
 
     # Keras
 

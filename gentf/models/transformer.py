@@ -4,14 +4,18 @@ multitask learners"; rotary positions, Su et al. (2021); grouped queries, Ainsli
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from gentf.kernels import attention
+from gentf.kernels.quantize import lookup
 from gentf.kernels.tracing import size
 from gentf.models.sequence import KEYS, SequenceModel
 from gentf.nn.dropout import dropout as drop
 from gentf.nn.transformer import Block, Linear, Normalization, normalized
 from gentf.sampling.decode import Decoder
+
+SCORED = 2**13  # symbols of a long sequence that are scored together
 
 
 @keras.saving.register_keras_serializable("gentf")
@@ -31,6 +35,8 @@ class Transformer(SequenceModel):
         bias: in linear layers and normalizations.
         tied: the last layer has the embedding's weights.
     """
+
+    context: int
 
     def __init__(
         self,
@@ -110,12 +116,12 @@ class Transformer(SequenceModel):
     def _embed(self, values, symbols, positions, label):
         """(B, T) tokens or (B, T, 88) frames, at positions (T,) or (B, T) -> (B, T, D)."""
         if self.vocabulary:
-            x = tf.gather(values["embedding"], symbols)
+            x = lookup(values["embedding"], symbols)
         else:
             x = tf.matmul(tf.cast(symbols, values["embedding"].dtype), values["embedding"])
         if values["positions"] is not None:
-            x += tf.gather(values["positions"], positions)
-        return x if label is None else x + tf.gather(values["classes"], label)[:, None]
+            x += lookup(values["positions"], positions)
+        return x if label is None else x + lookup(values["classes"], label)[:, None]
 
     def hidden(self, symbols, label, seed):
         length = size(symbols, 1)
@@ -133,6 +139,25 @@ class Transformer(SequenceModel):
             x, pair = block.whole(x, weights, positions, seed if rate else None, rate, 2 * number)
             kept.append(pair)
         return normalized(x, values["last"]), kept
+
+    def _nats_along(self, inputs, targets):
+        """In windows that overlap: of each but the first, the last `stride` symbols count."""
+        context = self.context
+        width, stride = (2 * context, context) if self.positions is None else (context, max(1, context // 2))
+        last = len(inputs) - width
+        if last <= 0:
+            return super()._nats_along(inputs, targets)
+        starts = np.append(np.arange(0, last, stride), last)
+        found = np.empty(len(inputs), np.float32)
+        rows = max(1, SCORED // width)
+        for block in range(0, len(starts), rows):
+            some = starts[block : block + rows]
+            places = some[:, None] + np.arange(width)
+            nats = self._window_nats(inputs[places], targets[places])
+            for start, place, row in zip(some, places, nats):
+                counted = slice(0 if start == 0 else width - stride, None)
+                found[place[counted]] = row[counted]
+        return found
 
     def output_layer(self):
         if self.head is None:

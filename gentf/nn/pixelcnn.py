@@ -1,9 +1,9 @@
 """The network of PixelCNN: two stacks of gated convolutions that see what comes before a pixel in raster order.
 
-The vertical stack sees all rows above a pixel, the horizontal one its row to the left; each layer of the latter
-reads the former, so that together they see everything before, without a blind spot. References: van den
-Oord et al. (2016), "Conditional image generation with PixelCNN decoders", section 2 and figure 2; the shifts in place of
-masks, Salimans et al. (2017), "PixelCNN++", section 2.4.
+The vertical stack sees all rows above a pixel, the horizontal one its row to the left, and each layer of it reads the
+former, so that together they see everything before, without a blind spot. References: van den Oord et al. (2016),
+"Conditional image generation with PixelCNN decoders", section 2 and figure 2; shifts in place of masks, Salimans et al.
+(2017), "PixelCNN++", section 2.4.
 """
 
 from collections.abc import Sequence

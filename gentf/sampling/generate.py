@@ -48,7 +48,7 @@ class Generator:
     """
 
     def __init__(self, make: Callable[[], Decoder], width: int, jit: bool = False):
-        self._make, self.width, self.jit = make, width, jit
+        self.make, self.width, self.jit = make, width, jit
         self._functions: dict[Any, tuple[Any, Any]] = {}
 
     @property
@@ -76,11 +76,12 @@ class Generator:
             labels: (n,) int32, or None.
         """
         parts = []
+        whole = bucket(max_length, SHORTEST) if self.jit else max_length
         for start in range(0, len(prompts), ROWS):
             part = slice(start, start + ROWS)
             chosen = Controls(*(None if value is None else value[part] for value in controls))
             some = None if labels is None else labels[part]
-            job = _Job(self, prompts[part], seeds[part], max_length, max_length, chosen, rules, some)
+            job = _Job(self, prompts[part], seeds[part], max_length, whole, chosen, rules, some)
             parts.append(job.next())
         symbols = [part.symbols for part in parts]
         return Generated(np.concatenate(symbols), *(np.concatenate([p[i] for p in parts]) for i in (1, 2, 3)))
@@ -99,9 +100,14 @@ class Generator:
 
         Each element holds the new symbols, and the lengths, nats and cost of all so far. Arguments as of `__call__`,
         of at most `ROWS` prompts.
+
+        Raises:
+            ValueError: no prompt, too many, or a block below 1.
         """
         if not 1 <= len(prompts) <= ROWS:
             raise ValueError(f"`prompts` must be 1 to {ROWS}. Received: {len(prompts)}")
+        if block < 1:
+            raise ValueError(f"`block` must be positive. Received: block={block}")
         job = _Job(self, prompts, seeds, max_length, block, controls, rules, labels)
         while not job.ended:
             yield job.next()
@@ -112,11 +118,11 @@ class Generator:
         def function(prompt, lengths, capacity, rules, label, static):
             given = capacity if static[0] is None else static[0]
             rules = rules._replace(end=static[1])
-            return decode.begin(self._make(), prompt, lengths, given, rules, label=label, remember=static[2])
+            return decode.begin(self.make(), prompt, lengths, given, rules, label=label, remember=static[2])
 
         static = (capacity if self.jit else None, rules.end, remember)
         size = tf.constant(capacity) if static[0] is None else None
-        return self._run(function, "begin", (prompt, lengths, size, rules._replace(end=None), label), static)
+        return self.run(function, "begin", (prompt, lengths, size, rules._replace(end=None), label), static)
 
     def advance(self, decoding, made, seed, limit, steps: int, controls: Controls, rules: Rules):
         """`decode.advance` on what `begin` gave."""
@@ -124,21 +130,22 @@ class Generator:
         def function(decoding, seed, limit, steps, controls, rules, static):
             given = steps if static[0] is None else static[0]
             rules = rules._replace(end=static[1])
-            return decode.advance(self._make(), decoding, seed, limit, given, controls, rules)
+            return decode.advance(self.make(), decoding, seed, limit, given, controls, rules)
 
         static = (steps if self.jit else None, rules.end)
         size = tf.constant(steps) if static[0] is None else None
         arguments = (decoding, seed, limit, size, controls, rules._replace(end=None))
-        return self._run(function, "advance", arguments, static, made)[0]
+        return self.run(function, "advance", arguments, static, made)[0]
 
-    def _run(self, function, name: str, arguments: tuple, static: tuple, made: Any = None) -> tuple[Any, Any]:
+    def run(self, function, name: str, arguments: tuple, static: tuple, made: Any = None) -> tuple[Any, Any]:
         """`function(*arguments, static)` by a graph that is made once: for these shapes where it is compiled, else for
-        any, but for those in `made` (the first argument's, as an earlier graph gave them)."""
+        any, but for those in `made` (the first argument's, as an earlier graph gave them) and of rules, which are
+        argument 3, or the last where `made` is given."""
         flat = tf.nest.flatten(arguments)
         present = [value is not None for value in flat]
         given = [tf.convert_to_tensor(value) for value in flat if value is not None]
         known = [] if made is None else [tf.TensorSpec(x.shape, x.dtype) for x in tf.nest.flatten(made)]
-        tables = tf.nest.flatten(arguments[-1 if name == "advance" else 3])
+        tables = tf.nest.flatten(arguments[3 if made is None else -1])
         keep = {id(value) for value in tables if value is not None}
         fixed = [self.jit or id(value) in keep for value in flat if value is not None]
         shapes = tuple(tuple(x.shape) if f else x.shape.rank for x, f in zip(given, fixed))
@@ -174,31 +181,24 @@ class _Job:
         compiled = generator.jit
         filled = bucket(rows) if compiled else rows
         length = bucket(longest, SHORTEST) if compiled else max(1, longest)
-        self.block = bucket(block, SHORTEST) if compiled else block
-        room = -(-max_length // self.block) * self.block
-        shape = (filled, length, generator.width) if generator.width else (filled, length)
-        padded = np.zeros(shape, np.float32 if generator.width else np.int32)
-        for row, prompt in zip(padded, prompts):
-            row[: len(prompt)] = prompt
-        lengths = np.ones(filled, np.int32)
-        lengths[:rows] = [len(prompt) for prompt in prompts]
-        self.generator, self.rows, self.wanted = generator, rows, block
-        self.seeds, self.controls = _fill(seeds, filled), Controls(*(_fill(value, filled) for value in controls))
+        room = bucket(max_length, SHORTEST) if compiled else max_length
+        prompt, lengths = padded(prompts, filled, length, generator.width)
+        self.generator, self.rows, self.block = generator, rows, block
+        self.seeds, self.controls = fill(seeds, filled), Controls(*(fill(value, filled) for value in controls))
         self.limit = np.zeros(filled, np.int32)
         self.limit[:rows] = max_length
         self.rules, self.max_length, self.done = rules, max_length, 0
-        labels = None if labels is None else _fill(labels, filled)
+        labels = None if labels is None else fill(labels, filled)
         remember = controls.repetition is not None
-        self.decoding, self.made = generator.begin(padded, lengths, length + room, rules, labels, remember)
-        self._kept: np.ndarray | None = None
+        self.decoding, self.made = generator.begin(prompt, lengths, length + room, rules, labels, remember)
         self.ended = False
 
     def next(self) -> Generated:
         """The next block."""
         arguments = (self.seeds, self.limit, self.block, self.controls, self.rules)
         symbols, self.decoding = self.generator.advance(self.decoding, self.made, *arguments)
+        symbols = symbols.numpy()[: self.rows, : self.max_length - self.done]
         self.done += self.block
-        symbols = symbols.numpy()[: self.rows, : self.max_length]
         lengths, nats, cost = (
             getattr(self.decoding, name).numpy()[: self.rows] for name in ("lengths", "nats", "cost")
         )
@@ -206,7 +206,20 @@ class _Job:
         return Generated(symbols, lengths, nats, cost)
 
 
-def _fill(values: Any, rows: int) -> Any:
+def padded(prompts: Sequence[np.ndarray], rows: int, length: int, width: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts in one array, (rows, length) int32 or (rows, length, width) float32, and their lengths, (rows,) int32.
+
+    Rows that no prompt fills are zeros, of length 1.
+    """
+    whole = np.zeros((rows, length, width) if width else (rows, length), np.float32 if width else np.int32)
+    lengths = np.ones(rows, np.int32)
+    for number, prompt in enumerate(prompts):
+        whole[number, : len(prompt)] = prompt
+        lengths[number] = len(prompt)
+    return whole, lengths
+
+
+def fill(values: Any, rows: int) -> Any:
     """Rows repeated up to `rows`; None stays."""
     if values is None:
         return None

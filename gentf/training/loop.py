@@ -184,7 +184,8 @@ class Trainer:
         if values:
             self.log.write(self.step, epoch, values)
         if epoch % options.sample_every == 0 or self.step == self.total:
-            validation.write_samples(self.model, self.config, self.run.path / "samples", self.step, self.log)
+            held_out = self.data.validation if len(self.data.validation) else self.data.train
+            validation.write_samples(self.model, self.config, held_out, self.run.path / "samples", self.step, self.log)
             draw_curves(self.run.path)
         best = values.get(self.model.monitor, math.inf) < self.best
         if best:

@@ -9,6 +9,7 @@ import tensorflow as tf
 from gentf.config import Config
 from gentf.data import Split
 from gentf.data.music import picture
+from gentf.data.sequences import codec_of
 from gentf.files import atomic_write
 from gentf.metrics.distance import sliced_wasserstein
 from gentf.models.base import GenerativeModel
@@ -18,7 +19,7 @@ from gentf.sampling import images
 from gentf.training.log import DISTANCE, RunLog
 
 GAN_BATCHES = 10  # the losses of both players say little, and a few batches as much
-GRID, TEXTS, ROLLS = 64, 4, 4
+GRID, TEXTS, ROLLS, ANSWERS = 64, 4, 4, 16
 TEXT_LENGTH, ROLL_LENGTH = 256, 64
 
 
@@ -63,8 +64,14 @@ class Validator:
         return values
 
 
-def write_samples(model: GenerativeModel, config: Config, folder: Path, step: int, log: RunLog) -> None:
-    """Samples of the model at `step` in `folder`: a grid of images, texts, or piano rolls as a picture."""
+def write_samples(
+    model: GenerativeModel, config: Config, held_out: Split, folder: Path, step: int, log: RunLog
+) -> None:
+    """Samples of the model at `step` in `folder`: a grid of images, texts, answers, or piano rolls as a picture.
+
+    Args:
+        held_out: the split whose sources are answered, of pairs.
+    """
     classes, stem = model.num_classes, f"step-{step:08d}"
     if config.data.modality in ("image", "music"):
         if isinstance(model, ImageModel):
@@ -81,7 +88,25 @@ def write_samples(model: GenerativeModel, config: Config, folder: Path, step: in
         images.write_png(folder / f"{stem}.png", shown)
         log.picture(step, "samples", shown)
         return
+    if config.data.modality == "pairs":
+        texts = _answers(model, held_out)
+        atomic_write(folder / f"{stem}.txt", "\n".join(texts) + "\n")
+        log.text(step, "samples", texts)
+        return
     condition = np.arange(TEXTS) % classes if classes else None
     texts = model.sample(TEXTS, condition=condition, seed=config.seed, max_length=TEXT_LENGTH)
     atomic_write(folder / f"{stem}.txt", "\n----\n".join(texts) + "\n")
     log.text(step, "samples", texts)
+
+
+def _answers(model: Any, held_out: Split) -> list[str]:
+    """The likeliest answers to the first held-out sources, beside the right ones where they differ."""
+    codec, content = codec_of(model.tokenizer), held_out.contents()
+    assert codec is not None  # pairs are texts
+    sources, targets = ([codec.decode(row) for row in content[key][:ANSWERS]] for key in ("source", "target"))
+    longest = content["target"].shape[1]
+    found = model.sample(len(sources), prompt=sources, seed=0, max_length=longest, temperature=0.0)
+    return [
+        f"{source} -> {answer}" + ("" if answer == target else f" (right: {target})")
+        for source, answer, target in zip(sources, found, targets)
+    ]
