@@ -183,7 +183,7 @@ def kind_of(model: Any) -> str:
 def kind_of_served(served: Any) -> str:
     """What an export makes, by what it answers and what it says about itself: a key of `TAKES`."""
     from gentf.errors import UserError
-    from gentf.export.served import SEQUENCES, _about
+    from gentf.export.served import SEQUENCES
 
     outputs = served.signatures.get("serving_default", {"outputs": {}})["outputs"]
     answer = next((name for name in SEQUENCES if name in outputs), None)
@@ -191,7 +191,7 @@ def kind_of_served(served: Any) -> str:
         return "images"
     if answer == "text":
         return "pairs" if served.modality == "pairs" else "text"
-    kind = "frames" if answer == "roll" else _about(served.path).get("tokenizer")
+    kind = "frames" if answer == "roll" else served.tokenizer
     if kind not in ("frames", "chords", "events"):
         raise UserError(f"`run` must be an export that knows what its tokens stand for. Received: {served.path}")
     return kind

@@ -29,10 +29,12 @@ def model_of(kind, vocabulary=V, **options):
         model = RNN(vocabulary, cell=kind, layers=2, units=8, seed=2, **options)
         model.head.assign(model.head * 3.0)
         return model
-    sizes = {"context": 64, "layers": 2, "width": 16, "heads": 2, "tied": False, "seed": 2} | options
-    sizes |= {"rotary": {}, "learned": {"positions": "learned"}, "grouped": {"heads": 4, "groups": 2, "context": 6}}[
-        kind
-    ]
+    sizes = {"context": 64, "layers": 1, "width": 16, "heads": 2, "tied": False, "seed": 2} | options
+    sizes |= {
+        "rotary": {"layers": 2},
+        "learned": {"positions": "learned"},
+        "grouped": {"heads": 4, "groups": 2, "context": 6},
+    }[kind]
     model = Transformer(vocabulary, **sizes)
     model.head.kernel.assign(model.head.kernel * 40.0)
     for block in model.blocks:
@@ -60,25 +62,29 @@ def test_cached_logits_are_the_uncached_ones(kind):
     expected = model.nats(model.prepare(tokens)).numpy()  # of token 1 and later
 
     @tf.function
-    def cached(tokens):
-        decoder = model.decoder()
-        start = begin(decoder, tokens[:, :4], tf.constant(lengths), total)
-        logits, state, position, found = start.logits, start.state, start.position, []
-        for _ in range(8):
-            token = tf.gather(tokens, position, batch_dims=1)
-            found.append(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=token, logits=logits))
-            logits, state = decoder.step(token, position, state)
-            position += 1
-        if decoder.extend is None:
-            return tf.stack(found, axis=1), logits, logits
-        # taken back by five tokens, and those read again at once
-        again = tf.gather(tokens, position[:, None] + tf.range(-5, 0), batch_dims=1)
-        return tf.stack(found, axis=1), logits, decoder.extend(again, position - 5, state)[0][:, -1]
+    def first(tokens):
+        start = begin(model.decoder(), tokens[:, :4], tf.constant(lengths), total)
+        return start.logits, start.state, start.position
 
-    nats, last, extended = cached(tf.constant(tokens))
+    @tf.function
+    def following(position, state):
+        logits, state = model.decoder().step(tf.gather(tokens, position, batch_dims=1), position, state)
+        return logits, state, position + 1
+
+    logits, state, position = first(tf.constant(tokens))
+    found = []
+    for _ in range(8):
+        token = tf.gather(tokens, position, batch_dims=1)
+        found.append(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=token, logits=logits))
+        logits, state, position = following(position, state)
     for row, length in enumerate(lengths):
-        np.testing.assert_allclose(nats[row], expected[row, length - 1 : length + 7], atol=1e-4)
-    np.testing.assert_allclose(extended, last, atol=1e-4)
+        np.testing.assert_allclose(tf.stack(found, axis=1)[row], expected[row, length - 1 : length + 7], atol=1e-4)
+    decoder = model.decoder()
+    assert (decoder.extend is None) == (kind in ("rnn", "lstm", "gru"))
+    if decoder.extend is not None:  # taken back by five tokens, and those read again at once
+        again = tf.gather(tokens, position[:, None] + tf.range(-5, 0), batch_dims=1)
+        extended = tf.function(decoder.extend)(again, position - 5, state)[0]
+        np.testing.assert_allclose(extended[:, -1], logits, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -101,8 +107,7 @@ def test_ragged_prompts_are_singles_and_blocks_the_whole(kind):
     assert blocks[-1].lengths.tolist() == [10, 10, 10]
 
 
-@pytest.mark.parametrize("kind", ["lstm", "grouped"])
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("kind, jit", [("lstm", False), ("lstm", True), ("grouped", True)])
 def test_no_program_is_made_after_the_first_ones(kind, jit):
     model = model_of(kind)
     tokens = np.random.default_rng(1).integers(1, V, 32).astype(np.int32)
@@ -257,7 +262,7 @@ def test_stop_strings_against_find(tokenizer):
     if tokenizer is WORDS:
         assert max(len(piece) for row in pieces for piece in row) > 2
     ended = 0
-    for stop in (["ab"], ["abcd", "bc"], ["aab", "ab", "ba"], ["dabc", "abc", "c"], ["cdc", "dcdd"]):
+    for stop in (["abcd", "bc", "cd"], ["aab", "ab", "ba", "ddd"]):
         found = model.sample(12, seed=9, max_length=40, stop=stop)
         for row, text in zip(pieces, found):
             expected = "".join(row)
@@ -268,7 +273,7 @@ def test_stop_strings_against_find(tokenizer):
                     expected, ended = written[: min(places)], ended + 1
                     break
             assert text == expected, stop
-    assert ended > 30
+    assert ended > 15
 
 
 def test_boundary_ends_a_text():

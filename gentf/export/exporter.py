@@ -215,7 +215,9 @@ def _build(
         raise ValueError(f"{name} cannot be served: {error}") from None
     requests = {key: partial(subject.examples, key) for key in functions}
     records = serving.write_warmup(folder, name, requests, subject.batch_sizes)
-    (folder / serving.BATCHING).write_text(serving.batching_params(subject.batch_sizes))
+    specs = [spec for key in functions for spec in subject.signatures[key].inputs.values()]
+    ragged = any(None in spec.shape[1:] for spec in specs)
+    (folder / serving.BATCHING).write_text(serving.batching_params(subject.batch_sizes, ragged))
     (folder / serving.EXTRA / META).write_text(json.dumps(_meta(subject, name, version, xla), indent=1) + "\n")
     found: list[SignatureReport] = []
     if check_it:

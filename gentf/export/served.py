@@ -33,6 +33,7 @@ class ServedModel:
         num_classes: as far as the export says; None where it does not.
         class_names: one a class, as far as the export says.
         modality: "image", "text", "music" or "pairs", as far as the export says.
+        tokenizer: the kind of a sequence's symbols ("char", "chords", ...), as far as the export says.
         max_length: symbols of a sequence at most; None for other models, or where the export does not say.
     """
 
@@ -51,6 +52,8 @@ class ServedModel:
         self.class_names: tuple[str, ...] = tuple(map(str, names)) if isinstance(names, list) else ()
         modality, most = about.get("modality"), about.get("max_length")
         self.modality: str | None = modality if isinstance(modality, str) else None
+        kind = about.get("tokenizer")
+        self.tokenizer: str | None = kind if isinstance(kind, str) else None
         self.max_length: int | None = most if isinstance(most, int) and not isinstance(most, bool) else None
 
     def __repr__(self) -> str:

@@ -38,11 +38,15 @@ def check_batch_sizes(batch_sizes: Sequence[int]) -> tuple[int, ...]:
     return sizes
 
 
-def batching_params(batch_sizes: Sequence[int]) -> str:
+def batching_params(batch_sizes: Sequence[int], ragged: bool = False) -> str:
     """`BatchingParameters` of the TF Serving batcher, in text.
 
     A batch waits at most a millisecond to fill up, and with a hundred batches waiting requests are turned
     away. There is a thread for each core of this machine.
+
+    Args:
+        batch_sizes: that a server runs.
+        ragged: whether inputs have lengths of their own, which the server then pads with zeros.
     """
     lines = [
         "# For tensorflow_model_server --enable_batching with --enable_per_model_batching_parameters, or",
@@ -52,6 +56,7 @@ def batching_params(batch_sizes: Sequence[int]) -> str:
         "max_enqueued_batches { value: 100 }",
         f"num_batch_threads {{ value: {os.cpu_count() or 1} }}",
         *(f"allowed_batch_sizes: {size}" for size in batch_sizes),
+        *(["pad_variable_length_inputs: true"] if ragged else []),
     ]
     return "\n".join(lines) + "\n"
 

@@ -53,7 +53,7 @@ class GenerativeModel(keras.Model):
     """Base of all models.
 
     A subclass gives `losses_on` (or `phases`, if it has several), `prepare`, `sample` and `signatures`. Everything
-    random in training comes from `row_seeds`: it depends on the model's seed, the step, and the row in the global batch.
+    random in training comes from `row_seeds`: it depends on the model's seed, the step and the row in the global batch.
 
     Args:
         num_classes: classes the model is conditioned on; 0 for none.

@@ -334,6 +334,9 @@ class SequenceModel(Searches, GenerativeModel):
         found = []
         for number, sequence in enumerate(sequences):
             symbols = codec.encode(sequence)
+            if self.vocabulary and isinstance(sequence, str) and not sequence and not self.boundary:
+                found.append(0.0)  # nothing that could be told
+                continue
             if self.vocabulary:
                 first = [] if self.boundary else list(codec.start)
                 symbols = np.concatenate([first, symbols, [0] if self.boundary else []]).astype(np.int32)
