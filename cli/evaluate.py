@@ -58,7 +58,7 @@ class CheckpointType(click.ParamType):
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout.")
 def evaluate(run: str, split: str, samples: int, seed: int, checkpoint: str | int, as_json: bool) -> None:
-    """Measure the model in RUN: how good, how varied and how much its own its samples are.
+    """Measure how good and how varied what the model in RUN makes is.
 
     RUN is a folder that `gentf train` made. Each metric is printed with its standard error, and between a
     floor and a ceiling: as a rule what held-out real data and a degenerate generator score. A likelihood

@@ -185,7 +185,7 @@ def test_splits_are_apart_and_independent_of_everything_else():
 def test_an_empty_split():
     split = numbered(20, validation_share=0).validation
     assert len(split) == 0 and split.arrays()[0].shape == (0, 1, 2, 1) and list(split.batches(4)) == []
-    with pytest.raises(UserError, match="images in the validation split, 0"):
+    with pytest.raises(UserError, match="examples in the validation split, 0"):
         split.steps(1)
 
 
