@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from gentf.errors import UserError
 from gentf.kernels import attention, random
+from gentf.kernels.quantize import lookup
 from gentf.kernels.tracing import size
 from gentf.models.base import Batch
 from gentf.models.prompts import Codec
@@ -137,7 +138,7 @@ class EncoderDecoder(SequenceModel):
         } | {name: [block.values() for block in stack] for name, stack in blocks.items()}
 
     def _embed(self, values, tokens, noise):
-        x = tf.gather(values["embedding"], tokens)
+        x = lookup(values["embedding"], tokens)
         return x if noise is None else drop(x, noise[1], noise[0], noise[2])
 
     def _noise(self, seed, stream):

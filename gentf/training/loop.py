@@ -83,6 +83,11 @@ def train(config: Config, path: str | os.PathLike, *, resume: bool = False, repo
     if resume:
         _check_resume(Run(path).config, config)
     strategy = devices.make_strategy(config.train.devices)
+    if strategy.num_replicas_in_sync > 1 and config.optimizer.accumulate > 1:
+        raise UserError(
+            "`optimizer.accumulate` must be 1 on several devices. "
+            f"Received: optimizer.accumulate={config.optimizer.accumulate}"
+        )
     data = load_data(config, reporter.loading)
     if data.corrupt:
         names = ", ".join(data.corrupt[:3]) + (", ..." if len(data.corrupt) > 3 else "")

@@ -113,9 +113,8 @@ def kits() -> list[Kit]:
         about = [configs.to_dict(config.model), optimizer.name, optimizer.clip_norm is None, optimizer.accumulate > 1]
         if config.model.family == "gan":
             about.append(configs.to_dict(optimizer))
-        if config.data.modality == "music":
-            about.append(config.music.tokens == "frames")
-        key = str([config.data.modality, about])
+        frames = config.data.modality == "music" and config.music.tokens == "frames"
+        key = str([about, frames])
         if key not in found:
             found[key] = Kit(name, spec_of(name))
     return list(found.values())
