@@ -9,6 +9,8 @@ from gentf.cli.evaluate import CheckpointType
 
 if TYPE_CHECKING:
     from gentf.export import ExportResult
+    from gentf.sampling.constraints import Constraint
+    from gentf.training.run import Run
 
 
 @click.command()
@@ -27,7 +29,23 @@ if TYPE_CHECKING:
 )
 @click.option("--xla", is_flag=True, help="Also write DIR/NAME-xla, for servers that compile with XLA.")
 @click.option("--checkpoint", type=CheckpointType(), default="last", show_default=True, help="Checkpoint to export.")
-def export(run: str, to: Path | None, version: int | None, xla: bool, checkpoint: str | int) -> None:
+@click.option(
+    "--regex", metavar="NAME=PATTERN", multiple=True,
+    help="Text: also a signature generate_NAME, whose text matches as a whole; may be given several times.",
+)  # fmt: skip
+@click.option(
+    "--json-schema", metavar="NAME=FILE", multiple=True,
+    help="Text: also a signature generate_NAME, whose text is JSON that satisfies the schema in FILE.",
+)  # fmt: skip
+def export(
+    run: str,
+    to: Path | None,
+    version: int | None,
+    xla: bool,
+    checkpoint: str | int,
+    regex: tuple[str, ...],
+    json_schema: tuple[str, ...],
+) -> None:
     """Export the model in RUN for TensorFlow Serving.
 
     RUN is a folder that `gentf train` made. DIR/NAME/N/ gets the SavedModel, warm-up requests, batching
@@ -39,6 +57,7 @@ def export(run: str, to: Path | None, version: int | None, xla: bool, checkpoint
       gentf export runs/mnist
       gentf export runs/mnist --to /srv/models/digits --checkpoint best
       gentf sample saved_models/mnist --out digits.png
+      gentf export runs/docs --regex "number=[0-9]{1,4}"
     """
     from gentf.export import export as export_run
     from gentf.training.run import Run
@@ -46,8 +65,45 @@ def export(run: str, to: Path | None, version: int | None, xla: bool, checkpoint
     def warn(text: str) -> None:
         click.echo(f"Warning: {text}", err=True)
 
-    result = export_run(Run(run), to, version=version, xla=xla, checkpoint=checkpoint, warn=warn)
+    source = Run(run)
+    rules = constraints(source, regex, json_schema)
+    result = export_run(
+        source, to, version=version, xla=xla, checkpoint=checkpoint, constraints=rules or None, warn=warn
+    )
     click.echo("\n".join(report(result)))
+
+
+def constraints(run: "Run", regexes: tuple[str, ...], schemas: tuple[str, ...]) -> dict[str, "Constraint"]:
+    """The rules that the options name, over the tokens of the run's model."""
+    found: dict[str, Constraint] = {}
+    if not regexes and not schemas:
+        return found
+    import json
+
+    from gentf.data.sequences import codec_of
+    from gentf.data.text import read_text
+    from gentf.errors import UserError
+    from gentf.sampling.json_schema import json_schema
+    from gentf.sampling.regex import regex
+
+    codec = codec_of(run.spec.tokenizer)
+    if codec is None:
+        raise UserError("`--regex` and `--json-schema` must be left out for a model that is not of text. Received: one")
+    for option, values in (("--regex", regexes), ("--json-schema", schemas)):
+        for value in values:
+            name, separator, rule = value.partition("=")
+            if not separator or not name or not rule or name in found:
+                what = "PATTERN" if option == "--regex" else "FILE"
+                raise UserError(f"`{option}` must be NAME={what}, each name once. Received: {option} {value}")
+            if option == "--regex":
+                found[name] = regex(rule, codec.pieces)
+                continue
+            try:
+                schema = json.loads(read_text(rule))
+            except json.JSONDecodeError as error:
+                raise UserError(f"`--json-schema` must be a file of JSON. Received: {rule} ({error})") from None
+            found[name] = json_schema(schema, codec.pieces)
+    return found
 
 
 def report(result: "ExportResult") -> list[str]:

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from gentf.cli.export import constraints
 from gentf.cli.main import run
 from gentf.cli.sequences import musical_key, whole_characters
 from gentf.config import resolve
@@ -380,3 +381,24 @@ def test_embedded_sets_of_every_modality_are_listed(capsys):
     out, _ = command(capsys, "data")
     names = [line.split()[0] for line in out.split("prepared in")[0].splitlines()[1:]]
     assert names == ["digits", "python-docs", "dates", "arithmetic", "chorales"]
+
+
+# Export
+
+
+def test_rules_of_an_export(text_run, tmp_path, capsys):
+    (tmp_path / "s.json").write_text('{"enum": ["Bär", 42]}')
+    found = constraints(Run(text_run), ("number=[0-9]{2}",), (f"word={tmp_path / 's.json'}",))
+    codec = Run(text_run).load_model()._codec().text
+    texts = ("42", "4", "Bär", '"Bär"')
+    assert [found["number"].accepts(codec.encode(text)) for text in texts[:3]] == [True, False, False]
+    assert [found["word"].accepts(codec.encode(text)) for text in texts[:3]] == [True, False, False]
+    assert constraints(Run(text_run), (), ()) == {}
+    for option, value, what in (
+        ("--regex", "number", "`--regex` must be NAME=PATTERN, each name once. Received: --regex number"),
+        ("--json-schema", "=x", "`--json-schema` must be NAME=FILE, each name once. Received: --json-schema =x"),
+        ("--regex", "a=(", "`pattern` must be"),
+        ("--json-schema", f"a={tmp_path / 'none.json'}", "cannot read"),
+    ):
+        assert error(capsys, "export", text_run, "--to", tmp_path / "x", option, value).startswith(what)
+    assert not (tmp_path / "x").exists()

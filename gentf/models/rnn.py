@@ -31,6 +31,8 @@ class RNN(SequenceModel):
         embedding: numbers a token is embedded in; None: `units`. Without a meaning for frames.
         dropout: share of units left out of each layer's output, the same at each step.
         tied: the last layer has the embedding's weights, which must have as many numbers as there are units.
+        skip: of frames: the last layer sees the frame before beside the units (Graves 2013, section 2), so that the
+            units need not carry what merely goes on.
     """
 
     time_major = True
@@ -44,6 +46,7 @@ class RNN(SequenceModel):
         embedding: int | None = None,
         dropout: float = 0.0,
         tied: bool = False,
+        skip: bool = False,
         **kwargs,
     ):
         super().__init__(vocabulary, **kwargs)
@@ -56,6 +59,9 @@ class RNN(SequenceModel):
             raise ValueError(f"`dropout` must be in [0, 1). Received: dropout={dropout}")
         if tied and (not vocabulary or (embedding or units) != units):
             raise ValueError("`tied` needs tokens, and an embedding of as many numbers as there are units")
+        if skip and vocabulary:
+            raise ValueError("`skip` must be False for tokens, of which a table would be as large as their square")
+        self.skip = skip
         self.cell, self.num_layers, self.units = cell, layers, units
         self.embedding_size, self.dropout_rate, self.tied = embedding or units, dropout, tied
         self._made = 0
@@ -64,8 +70,8 @@ class RNN(SequenceModel):
             self.embedding = self._weight("embedding", (vocabulary, width), "uniform", scale=units**-0.5)
         self.stack = [self._layer(number, units if number else width) for number in range(layers)]
         if not tied:
-            self.head = self._weight("head", (units, self.outputs_size), "glorot")
-        self.head_bias = self._weight("head_bias", (self.outputs_size,), "zeros")
+            self.head = self._weight("head", (units + (KEYS if skip else 0), self.outputs_size), "glorot")
+        self.head_bias = self._weight("head_bias", (self.outputs_size,), "zeros" if vocabulary else "rare")
         if self.num_classes:
             size = layers * units * (2 if cell == "lstm" else 1)
             self.class_state = self._weight("class_state", (self.num_classes, size), "uniform", scale=0.1)
@@ -76,6 +82,7 @@ class RNN(SequenceModel):
         seed = self.seed + self._made
         initializer = {
             "zeros": "zeros",
+            "rare": keras.initializers.Constant(-3.0),  # one key of twenty sounds
             "uniform": keras.initializers.RandomUniform(-scale, scale, seed=seed),
             "glorot": keras.initializers.GlorotUniform(seed=seed),
             "orthogonal": keras.initializers.Orthogonal(seed=seed),
@@ -118,9 +125,10 @@ class RNN(SequenceModel):
         return self._run(self._weights(), x, self._first(tf.shape(symbols)[0], label), None, seed)[0]
 
     def _run(self, weights, x, state, mask, seed):
-        """(T, B, ...) -> the last layer's outputs (T, B, units), and the last states."""
+        """(T, B, ...) -> the last layer's outputs (T, B, units), with the inputs behind them where there is `skip`; and
+        the last states."""
         x = x if x.dtype.is_integer else tf.cast(x, self.compute_dtype)
-        last = []
+        symbols, last = x, []
         for number, (layer, first) in enumerate(zip(weights, state)):
             if self.cell == "gru":
                 kernel, recurrent_kernel, bias, recurrent_bias = layer
@@ -135,7 +143,7 @@ class RNN(SequenceModel):
                     tf.ones((x.shape[1] or tf.shape(x)[1], self.units), x.dtype), self.dropout_rate, seed, number
                 )
                 x *= pattern
-        return x, tuple(last)
+        return tf.concat([x, symbols], axis=-1) if self.skip else x, tuple(last)
 
     def _nats_along(self, inputs, targets):
         """In parts, each from the state that the one before left."""
@@ -169,6 +177,9 @@ class RNN(SequenceModel):
             logits = tf.matmul(tf.cast(h, kernel.dtype), kernel, transpose_b=transpose)
             return tf.cast(logits, tf.float32) + tf.cast(bias, tf.float32)
 
+        def seen_by_head(h, symbol):
+            return tf.concat([tf.cast(h, kernel.dtype), tf.cast(symbol, kernel.dtype)], axis=-1)
+
         def init_state(rows, capacity, label=None):
             return tuple(self._first(rows, label))
 
@@ -176,14 +187,18 @@ class RNN(SequenceModel):
             x = tf.transpose(symbols) if self.vocabulary else tf.transpose(symbols, (1, 0, 2))
             mask = recurrent.lengths_mask(lengths, tf.shape(x)[0])
             outputs, state = self._run(weights, x, state, mask, None)
-            return logits_of(outputs[-1]), state  # masked steps repeat the state
+            last = outputs[-1, :, : self.units]  # masked steps repeat the state
+            if self.skip:
+                symbol = tf.gather(symbols, tf.maximum(lengths - 1, 0), axis=1, batch_dims=1)
+                last = seen_by_head(last, tf.where((lengths > 0)[:, None], symbol, tf.zeros_like(symbol)))
+            return logits_of(last), state
 
         def step(symbol, position, state):
             x, after = symbol, []
             for advance, before in zip(steps, state):
                 after.append(advance(x, before))
                 x = after[-1][0]
-            return logits_of(x), tuple(after)
+            return logits_of(seen_by_head(x, symbol) if self.skip else x), tuple(after)
 
         return Decoder(init_state, prefill, step, width=0 if self.vocabulary else KEYS)
 
@@ -195,6 +210,7 @@ class RNN(SequenceModel):
             "embedding": self.embedding_size,
             "dropout": self.dropout_rate,
             "tied": self.tied,
+            "skip": self.skip,
         }
         del config["context"]
         return config
