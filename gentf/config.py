@@ -117,6 +117,7 @@ class RNNConfig:
     units: int = field(256, "units of each layer", low=1, high=65_536)
     embedding: int | None = field(None, "numbers a token is embedded in; null: as units", low=1, high=65_536)
     dropout: float = field(0.0, "share of units left out between layers, the same at each step", low=0.0, high=0.95)
+    input_dropout: float = field(0.0, "frames: share of keys left out of the input", low=0.0, high=0.95)
     tied: bool = field(False, "the last layer shares the embedding's weights")
     skip: bool = field(False, "frames: the last layer sees the frame before, too")
     conditional: bool = field(False, "learn the classes of labelled data, and sample by class")

@@ -7,13 +7,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gentf.kernels import recurrent
+from gentf.kernels import random, recurrent
 from gentf.kernels.quantize import lookup
 from gentf.models.sequence import KEYS, SequenceModel
 from gentf.nn.dropout import dropout
 from gentf.sampling.decode import Decoder
 
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}
+INPUT_DROPOUT = 2**20  # stream of a row's seed: beyond those of the layers
 PART = 1024  # symbols of a long sequence that are scored together
 
 
@@ -30,6 +31,7 @@ class RNN(SequenceModel):
         units: of each layer.
         embedding: numbers a token is embedded in; None: `units`. Without a meaning for frames.
         dropout: share of units left out of each layer's output, the same at each step.
+        input_dropout: of frames: share of keys left out of what the first layer reads, at each step by itself.
         tied: the last layer has the embedding's weights, which must have as many numbers as there are units.
         skip: of frames: the last layer sees the frame before beside the units (Graves 2013, section 2), so that the
             units need not carry what merely goes on.
@@ -45,6 +47,7 @@ class RNN(SequenceModel):
         units: int = 256,
         embedding: int | None = None,
         dropout: float = 0.0,
+        input_dropout: float = 0.0,
         tied: bool = False,
         skip: bool = False,
         **kwargs,
@@ -57,6 +60,11 @@ class RNN(SequenceModel):
                 raise ValueError(f"`{name}` must be positive. Received: {name}={value}")
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"`dropout` must be in [0, 1). Received: dropout={dropout}")
+        if not 0.0 <= input_dropout < 1.0 or (input_dropout and vocabulary):
+            raise ValueError(
+                f"`input_dropout` must be in [0, 1), and 0 for tokens. Received: input_dropout={input_dropout}"
+            )
+        self.input_dropout = input_dropout
         if tied and (not vocabulary or (embedding or units) != units):
             raise ValueError("`tied` needs tokens, and an embedding of as many numbers as there are units")
         if skip and vocabulary:
@@ -121,6 +129,9 @@ class RNN(SequenceModel):
         return [tuple(parts[number * layer : number * (layer + 1)]) for layer in range(self.num_layers)]
 
     def hidden(self, symbols, label, seed):
+        if seed is not None and self.input_dropout:
+            drawn = random.uniform(seed, (symbols.shape[1], KEYS), INPUT_DROPOUT)
+            symbols = tf.where(drawn < self.input_dropout, 0.0, symbols)
         x = tf.transpose(symbols) if self.vocabulary else tf.transpose(symbols, (1, 0, 2))
         return self._run(self._weights(), x, self._first(tf.shape(symbols)[0], label), None, seed)[0]
 
@@ -210,6 +221,7 @@ class RNN(SequenceModel):
             "embedding": self.embedding_size,
             "dropout": self.dropout_rate,
             "tied": self.tied,
+            "input_dropout": self.input_dropout,
             "skip": self.skip,
         }
         del config["context"]
