@@ -322,9 +322,10 @@ def _class_counts(source: DataSource, tell) -> np.ndarray:
 
 def _classifier(source: DataSource, held_out: Split, progress, warn) -> Classifier:
     measured_on = source.test if len(source.test) else held_out
+    height, width, channels = source.spec.shape
     return cached_classifier(
         source.fingerprint,
-        source.spec.shape,
+        (height, width, channels),
         source.spec.num_classes,
         lambda batch_size, seed: source.train.stream(batch_size, seed=seed),
         len(source.train),

@@ -147,8 +147,12 @@ def from_preset(
 def load_data(config: Config, progress=None):
     """The data that `config` names, as a `gentf.data.DataSource`."""
     data = dataclasses.asdict(config.data)
-    sections = {"image": (config.image,), "text": (config.text,), "music": (config.music,),
-                "pairs": (config.pairs, config.text)}  # fmt: skip
+    sections: dict[str, tuple[Any, ...]] = {
+        "image": (config.image,),
+        "text": (config.text,),
+        "music": (config.music,),
+        "pairs": (config.pairs, config.text),
+    }
     for section in sections[config.data.modality]:
         data |= dataclasses.asdict(section)
     return load(data.pop("name"), **data, progress=progress)

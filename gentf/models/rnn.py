@@ -146,7 +146,7 @@ class RNN(SequenceModel):
                 options = {"recurrent_bias": recurrent_bias, "mask": mask}
                 x, end = recurrent.gru(x, kernel, recurrent_kernel, bias, first[0], **options)
             else:
-                run = recurrent.lstm if self.cell == "lstm" else recurrent.rnn
+                run: Any = recurrent.lstm if self.cell == "lstm" else recurrent.rnn
                 x, end = run(x, *layer, first if self.cell == "lstm" else first[0], mask=mask)
             last.append(tuple(tf.cast(part, tf.float32) for part in (end if self.cell == "lstm" else (end,))))
             if seed is not None and self.dropout_rate:

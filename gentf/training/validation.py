@@ -15,6 +15,7 @@ from gentf.metrics.distance import sliced_wasserstein
 from gentf.models.base import GenerativeModel
 from gentf.models.gan import GAN
 from gentf.models.images import ImageModel
+from gentf.models.sequence import SequenceModel
 from gentf.sampling import images
 from gentf.training.log import DISTANCE, RunLog
 
@@ -78,6 +79,7 @@ def write_samples(
             condition = np.arange(GRID) % classes if classes else None
             shown = images.grid(images.to_uint8(model.sample(GRID, condition=condition, seed=config.seed)))
         else:
+            assert isinstance(model, SequenceModel)
             rolls = model.sample(ROLLS, seed=config.seed, max_length=ROLL_LENGTH)
             pictures = [picture(roll[:ROLL_LENGTH], scale=4) for roll in rolls if len(roll)]
             if not pictures:
@@ -93,6 +95,7 @@ def write_samples(
         atomic_write(folder / f"{stem}.txt", "\n".join(texts) + "\n")
         log.text(step, "samples", texts)
         return
+    assert isinstance(model, SequenceModel)
     condition = np.arange(TEXTS) % classes if classes else None
     texts = model.sample(TEXTS, condition=condition, seed=config.seed, max_length=TEXT_LENGTH)
     atomic_write(folder / f"{stem}.txt", "\n----\n".join(texts) + "\n")
