@@ -161,7 +161,7 @@ class SequenceModel(Searches, GenerativeModel):
 
     def losses_on(self, batch: Batch, training: bool) -> Losses:
         """Nats a token, or a frame: the mean over those that count."""
-        weights = batch["weights"] / tf.maximum(tf.reduce_sum(batch["weights"]), 1.0)
+        weights = batch["weights"] / self._counted(batch["weights"], training)
         if training and self.vocabulary:
             seed = self.row_seeds(tf.shape(batch["inputs"])[0], DROPOUT)
             hidden = self._hidden_of(batch, seed)
@@ -173,6 +173,16 @@ class SequenceModel(Searches, GenerativeModel):
         hidden = self._hidden_of(batch, seed)
         loss = tf.reduce_sum(weights * self._nats_of(hidden, batch["targets"]))
         return {"loss": loss} if training else {"loss": loss, "bits": loss / math.log(2.0)}
+
+    @staticmethod
+    def _counted(weights: tf.Tensor, training: bool) -> tf.Tensor:
+        """How many symbols count. Of several replicas the mean, so that each symbol of the whole batch weighs the same;
+        their gradients are averaged."""
+        count = tf.reduce_sum(weights)
+        replica = tf.distribute.get_replica_context()
+        if training and replica is not None and replica.num_replicas_in_sync > 1:
+            count = replica.all_reduce(tf.distribute.ReduceOp.MEAN, count)
+        return tf.maximum(count, 1.0)
 
     # Generation
 

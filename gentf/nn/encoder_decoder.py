@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from gentf.kernels import attention
+from gentf.kernels.quantize import lookup
 from gentf.kernels.tracing import size
 from gentf.nn.dropout import dropout
 from gentf.nn.transformer import Linear, linear
@@ -68,7 +69,7 @@ class RelativeBias(keras.layers.Layer):
 
     def biases(self, table: tf.Tensor, queries: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
         """(..., H, T, S) float32 for positions of queries (..., T) and of keys (S,)."""
-        found = tf.gather(table, self.bucket(keys - queries[..., None]))
+        found = lookup(table, self.bucket(keys - queries[..., None]))
         rank = found.shape.rank
         return tf.transpose(found, (*range(rank - 3), rank - 1, rank - 3, rank - 2))
 
