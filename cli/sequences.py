@@ -315,10 +315,7 @@ def write_pieces(out: Path, pieces: Mapping[int, np.ndarray], num: int, steps: i
     if out.suffix == ".npz":
         music.write_rolls(music.Rolls(list(pieces.values()), None, None, out.stem), out)
     elif out.suffix == ".png":
-        pictures = [music.picture(roll, scale=4) for roll in pieces.values()]
-        width = max(picture.shape[1] for picture in pictures)
-        rows = [np.pad(one, [(0, 4), (0, width - one.shape[1]), (0, 0)], constant_values=255) for one in pictures]
-        images.write_png(out, np.concatenate(rows))
+        images.write_png(out, music.pictures(list(pieces.values())))
     else:
         for number, roll in pieces.items():
             path = out / f"{number:06d}.mid"

@@ -378,5 +378,14 @@ def picture(roll: np.ndarray, *, scale: int = 2, low: int = LOWEST, high: int = 
     return image.repeat(scale, axis=0).repeat(scale, axis=1)[..., None]
 
 
+def pictures(rolls: Sequence[np.ndarray], scale: int = 4) -> np.ndarray:
+    """`picture` of several rolls, one above the other: uint8 (H, W, 1), as wide as the longest."""
+    drawn = [picture(roll, scale=scale) for roll in rolls]
+    width = max(one.shape[1] for one in drawn)
+    return np.concatenate(
+        [np.pad(one, [(0, 4), (0, width - one.shape[1]), (0, 0)], constant_values=255) for one in drawn]
+    )
+
+
 def _check_pieces(pieces: Sequence[np.ndarray], name: str) -> list[np.ndarray]:
     return [check_roll(piece, f"{name}[{place}]") for place, piece in enumerate(pieces)]

@@ -62,6 +62,7 @@ class GenerativeModel(keras.Model):
 
     #: What "best" means in a run: the lowest of this, of what is measured on validation data.
     monitor = "val_loss"
+    ema_decay = 0.0
 
     def __init__(self, num_classes: int = 0, seed: int = 0, **kwargs):
         super().__init__(**kwargs)
@@ -90,7 +91,18 @@ class GenerativeModel(keras.Model):
         return [Phase("", lambda batch: self.losses_on(batch, True), self.trainable_variables, self.optimizer)]
 
     def after_step(self, strategy: tf.distribute.Strategy) -> None:
-        """Called at the end of each step, outside of the replicas; averages of weights are updated here."""
+        """Called at the end of each step, outside of the replicas: moves the averages of weights."""
+        step = tf.cast(self.step.value, tf.float32)
+        # the first steps' weights are forgotten quickly: the average starts to be one when training does
+        rate = 1.0 - tf.minimum(self.ema_decay, (1.0 + step) / (10.0 + step))
+        for average, weight in self._averaged():
+            strategy.extended.update(
+                average.value, lambda a, w: a.assign_sub(rate * (a - w)), args=(weight.value,), group=False
+            )
+
+    def _averaged(self) -> list[tuple[keras.Variable, keras.Variable]]:
+        """Variables that are exponential moving averages, with decay `ema_decay`, and the weights that they follow."""
+        return []
 
     def prepare(self, data: Any) -> Batch:
         """A batch as the losses take it, from what `fit` accepts."""
@@ -107,6 +119,26 @@ class GenerativeModel(keras.Model):
     def signatures(self) -> dict[str, Signature]:
         """What an exported model answers: name -> function and input specs."""
         raise NotImplementedError
+
+    # Keras
+
+    def compile(self, optimizer: Any = "adam", **kwargs) -> None:
+        """Choose the optimizer; `kwargs` are those of `keras.Model.compile`."""
+        super().compile(optimizer=optimizer, **kwargs)
+        for phase in self.phases():
+            phase.optimizer.build(phase.variables)
+
+    def get_compile_config(self) -> dict | None:
+        if not self.compiled:
+            return None
+        return {
+            "optimizer": keras.saving.serialize_keras_object(self.optimizer),
+            "jit_compile": self.jit_compile,
+            "steps_per_execution": self.steps_per_execution,
+        }
+
+    def compile_from_config(self, config: dict) -> None:
+        self.compile(**{**config, "optimizer": keras.saving.deserialize_keras_object(config["optimizer"])})
 
     # Training
 

@@ -156,10 +156,8 @@ class GAN(ImageModel):
         optimizer = keras.optimizers.get(optimizer)
         if discriminator_optimizer is None:
             discriminator_optimizer = optimizer.from_config(optimizer.get_config())
+        self.discriminator_optimizer = keras.optimizers.get(discriminator_optimizer)  # which a phase names
         super().compile(optimizer=optimizer, **kwargs)
-        self.discriminator_optimizer = keras.optimizers.get(discriminator_optimizer)
-        self.optimizer.build(self.generator.trainable_variables)
-        self.discriminator_optimizer.build(self.discriminator.trainable_variables)
 
     def get_compile_config(self) -> dict | None:
         if not self.compiled:
@@ -252,15 +250,6 @@ class GAN(ImageModel):
             "real_logit": tf.reduce_mean(real_logits),
             "fake_logit": tf.reduce_mean(fake_logits),
         }
-
-    def after_step(self, strategy: tf.distribute.Strategy) -> None:
-        step = tf.cast(self.step.value, tf.float32)
-        # the first steps' weights are forgotten quickly: the average starts to be one when training does
-        rate = 1.0 - tf.minimum(self.ema_decay, (1.0 + step) / (10.0 + step))
-        for average, weight in self._averaged():
-            strategy.extended.update(
-                average.value, lambda a, w: a.assign_sub(rate * (a - w)), args=(weight.value,), group=False
-            )
 
     def _averaged(self) -> list[tuple[keras.Variable, keras.Variable]]:
         return list(zip(self.generator_ema.weights, self.generator.weights, strict=True))

@@ -94,23 +94,6 @@ class PixelCNN(ImageModel):
             average.assign(weight)
         self.built = True
 
-    def compile(self, optimizer: Any = "adam", **kwargs) -> None:
-        """Choose the optimizer; `kwargs` are those of `keras.Model.compile`."""
-        super().compile(optimizer=optimizer, **kwargs)
-        self.optimizer.build(self.trainable_variables)
-
-    def get_compile_config(self) -> dict | None:
-        if not self.compiled:
-            return None
-        return {
-            "optimizer": keras.saving.serialize_keras_object(self.optimizer),
-            "jit_compile": self.jit_compile,
-            "steps_per_execution": self.steps_per_execution,
-        }
-
-    def compile_from_config(self, config: dict) -> None:
-        self.compile(**{**config, "optimizer": keras.saving.deserialize_keras_object(config["optimizer"])})
-
     # The likelihood
 
     def losses_on(self, batch: Batch, training: bool) -> Losses:
@@ -158,14 +141,6 @@ class PixelCNN(ImageModel):
         means, scales = (tf.reshape(part, (*static, m, c)) for part in (means, scales))
         coefficients = tf.tanh(tf.reshape(rest, (*static, m, pairs))) if pairs else None
         return (logits, means, tf.maximum(scales, -7.0)), coefficients
-
-    def after_step(self, strategy: tf.distribute.Strategy) -> None:
-        step = tf.cast(self.step.value, tf.float32)
-        rate = 1.0 - tf.minimum(self.ema_decay, (1.0 + step) / (10.0 + step))  # the first weights are forgotten soon
-        for average, weight in self._averaged():
-            strategy.extended.update(
-                average.value, lambda a, w: a.assign_sub(rate * (a - w)), args=(weight.value,), group=False
-            )
 
     def _averaged(self) -> list[tuple[keras.Variable, keras.Variable]]:
         return list(zip(self.average.weights, self.network.weights, strict=True))

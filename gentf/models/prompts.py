@@ -9,7 +9,7 @@ import numpy as np
 from gentf.data import midi
 from gentf.data.sequences import codec_of
 
-KEYS = 88
+KEYS = midi.PITCHES
 
 
 class Codec:

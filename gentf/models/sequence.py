@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -109,11 +108,11 @@ class SequenceModel(Searches, GenerativeModel):
             data: {"tokens": (B, T + 1)} or {"frames": (B, T, 88), "length"?: (B,)}, with "label" where the model is
                 conditional; or the tokens or frames alone, or a tuple of them and the label.
         """
-        if isinstance(data, (tuple, list)):
-            named = dict(zip(("tokens" if self.vocabulary else "frames", "label"), data))
-        else:
-            named = dict(data) if isinstance(data, Mapping) else {"tokens" if self.vocabulary else "frames": data}
         name = "tokens" if self.vocabulary else "frames"
+        if isinstance(data, (tuple, list)):
+            named = dict(zip((name, "label"), data))
+        else:
+            named = dict(data) if isinstance(data, Mapping) else {name: data}
         if name not in named:
             raise ValueError(f"a batch must hold `{name}`. Received: {', '.join(named)}")
         whole = tf.convert_to_tensor(named[name])
@@ -410,25 +409,6 @@ class SequenceModel(Searches, GenerativeModel):
     ) -> dict[str, Any]:
         """What an export answers: see `gentf.models.serving.signatures`, arguments as there."""
         return serving.signatures(self, max_length, constraints)
-
-    # Keras
-
-    def compile(self, optimizer: Any = "adam", **kwargs) -> None:
-        """Choose the optimizer; `kwargs` are those of `keras.Model.compile`."""
-        super().compile(optimizer=optimizer, **kwargs)
-        self.optimizer.build(self.trainable_variables)
-
-    def get_compile_config(self) -> dict | None:
-        if not self.compiled:
-            return None
-        return {
-            "optimizer": keras.saving.serialize_keras_object(self.optimizer),
-            "jit_compile": self.jit_compile,
-            "steps_per_execution": self.steps_per_execution,
-        }
-
-    def compile_from_config(self, config: dict) -> None:
-        self.compile(**{**config, "optimizer": keras.saving.deserialize_keras_object(config["optimizer"])})
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {

@@ -14,9 +14,8 @@ from gentf.nn.dropout import dropout
 class Normalization(keras.layers.Layer):
     """Layer normalization over the last axis, in float32. Reference: Ba, Kiros & Hinton (2016)."""
 
-    def __init__(self, width: int, bias: bool = True, epsilon: float = 1e-5, **kwargs):
+    def __init__(self, width: int, bias: bool = True, **kwargs):
         super().__init__(**kwargs)
-        self.epsilon = epsilon
         self.gain = self.add_weight(shape=(width,), initializer="ones", name="gain")
         self.shift = self.add_weight(shape=(width,), initializer="zeros", name="shift") if bias else None
         self.built = True

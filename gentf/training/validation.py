@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from gentf.config import Config
 from gentf.data import Split
-from gentf.data.music import picture
+from gentf.data.music import pictures
 from gentf.data.sequences import codec_of
 from gentf.files import atomic_write
 from gentf.metrics.distance import sliced_wasserstein
@@ -81,12 +81,10 @@ def write_samples(
         else:
             assert isinstance(model, SequenceModel)
             rolls = model.sample(ROLLS, seed=config.seed, max_length=ROLL_LENGTH)
-            pictures = [picture(roll[:ROLL_LENGTH], scale=4) for roll in rolls if len(roll)]
-            if not pictures:
+            heard = [roll[:ROLL_LENGTH] for roll in rolls if len(roll)]
+            if not heard:
                 return
-            width = max(one.shape[1] for one in pictures)
-            rows = [np.pad(one, [(0, 4), (0, width - one.shape[1]), (0, 0)], constant_values=255) for one in pictures]
-            shown = np.concatenate(rows)
+            shown = pictures(heard)
         images.write_png(folder / f"{stem}.png", shown)
         log.picture(step, "samples", shown)
         return
