@@ -56,8 +56,23 @@ class CheckpointType(click.ParamType):
     show_default=True,
     help="Checkpoint to measure.",
 )
+@click.option(
+    "--importance-samples",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Codes an image, of a model whose likelihood is estimated from them.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout.")
-def evaluate(run: str, split: str, samples: int, seed: int, checkpoint: str | int, as_json: bool) -> None:
+def evaluate(
+    run: str,
+    split: str,
+    samples: int,
+    seed: int,
+    checkpoint: str | int,
+    importance_samples: int,
+    as_json: bool,
+) -> None:
     """Measure how good and how varied what the model in RUN makes is.
 
     RUN is a folder that `gentf train` made. Each metric is printed with its standard error, and between a
@@ -80,6 +95,7 @@ def evaluate(run: str, split: str, samples: int, seed: int, checkpoint: str | in
             Run(run),
             split=split,
             samples=samples,
+            importance_samples=importance_samples,
             seed=seed,
             checkpoint=checkpoint,
             progress=show_progress if terminal else None,
@@ -131,6 +147,12 @@ def report(result: Mapping[str, Any], meanings: Mapping[str, Any]) -> str:
         told = ", ".join(f"{name} {number(value)}" for name, value in result["baselines"].items())
         lines.append(f"simple models fitted on train, nats {UNITS[modality]}: {told}")
         lines.append("a likelihood has no reference in real data: its floor and ceiling are of these, or certainty")
+    if "importance" in result:
+        about = result["importance"]
+        lines.append(
+            f"likelihoods are importance-sampled, {about['samples']} codes an image: a bound, which more codes raise; "
+            f"Monte Carlo error of the mean {number(about['stderr'])}"
+        )
     if "classifier" in result:
         accuracy = result["classifier"]
         lines.append(

@@ -18,7 +18,7 @@ from gentf.cli.quiet import quiet_import
 from gentf.errors import UserError
 
 PROGRAM = "gentf"
-COMMANDS = ("train", "sample", "evaluate", "export", "presets", "data")  # in the order of use: cli/<name>.py
+COMMANDS = ("train", "sample", "evaluate", "latents", "export", "presets", "data")  # in the order of use: cli/<name>.py
 NVIDIA = ("/dev/nvidiactl", "/dev/dxg", "/proc/driver/nvidia/version")  # where a driver shows; dxg is WSL's
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 MAX_UNEXPECTED = 300  # characters kept of an unexpected message: TensorFlow's may hold a whole graph

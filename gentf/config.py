@@ -177,7 +177,64 @@ class PixelCNNConfig:
     conditional: bool = field(False, "learn the classes of labelled data, and sample by class")
 
 
-ModelConfig = GANConfig | RNNConfig | TransformerConfig | EncoderDecoderConfig | PixelCNNConfig
+@dataclass(frozen=True)
+class VAEConfig:
+    """A variational autoencoder of images; the fields are the arguments of `gentf.models.VAE`."""
+
+    family: str = field("vae", "model family", choices=("vae",))
+    latent_dim: int = field(40, "numbers of a code", low=1, high=100_000)
+    network: str = field("mlp", "network of encoder and decoder", choices=("mlp", "conv"))
+    hidden_units: tuple[int, ...] = field((400,), "mlp: encoder layers; the decoder mirrors them", low=1)
+    activation: str = field("relu", "mlp: of the hidden layers", choices=("relu", "tanh", "gated"))
+    width: int = field(32, "conv: channels of the layer next to the image", low=1, high=4096)
+    units: int = field(256, "conv: units of the dense layers", low=1, high=65_536)
+    likelihood: str = field("bernoulli", "of a pixel", choices=("bernoulli", "categorical", "gaussian", "mixture"))
+    scale: float | None = field(None, "gaussian: standard deviation, of values in [-1, 1]; null: learned", low=0.0)
+    components: int = field(10, "mixture: logistic components", low=1, high=1000)
+    posterior: str = field("diagonal", "normal, with every covariance, or a flow", choices=("diagonal", "full", "iaf"))
+    flow_steps: int = field(2, "iaf posterior, flow prior: steps", low=1, high=64)
+    flow_hidden: int = field(320, "iaf posterior, flow prior: units of a step's network", low=1, high=65_536)
+    prior: str = field("normal", "of the codes", choices=("normal", "mixture", "vamp", "flow"))
+    prior_components: int = field(500, "mixture, vamp: components", low=1, high=100_000)
+    objective: str = field("elbo", "what is minimised", choices=("elbo", "iwae", "beta_tc", "info"))
+    samples: int | None = field(None, "codes an example; null: 1, and 50 of iwae", low=1, high=10_000)
+    beta: float | None = field(None, "price of the rate; of total correlation in beta_tc; null: 1, there 6", low=0.0)
+    anneal_steps: int = field(0, "steps over which the price rises from 0", low=0)
+    capacity: float = field(0.0, "nats that the rate is held to; 0: none", low=0.0)
+    capacity_steps: int = field(0, "steps over which the capacity rises from 0", low=0)
+    free_bits: float = field(0.0, "nats of each latent that cost nothing", low=0.0)
+    doubly: bool = field(True, "iwae: doubly reparameterized gradients")
+    info_alpha: float = field(0.0, "info: share of the rate that is left out", high=1.0)
+    info_weight: float = field(1000.0, "info: of the distance of all codes from the prior", low=0.0)
+    input_dropout: float = field(0.0, "share of pixels hidden from the encoder in training", low=0.0, high=0.99)
+    shown: str = field("mean", "what a sample shows of its pixels' distribution", choices=("mean", "sample"))
+    conditional: bool = field(False, "learn the classes of labelled data, and sample by class")
+
+
+@dataclass(frozen=True)
+class LadderVAEConfig:
+    """A variational autoencoder of several layers; the fields are the arguments of `gentf.models.LadderVAE`."""
+
+    family: str = field("ladder_vae", "model family", choices=("ladder_vae",))
+    latent_dims: tuple[int, ...] = field((64, 32), "numbers of a code, of each layer from the image up", low=1)
+    hidden_units: tuple[int, ...] = field((512, 256), "units of the two dense layers below each of them", low=1)
+    activation: str = field("relu", "of the hidden layers", choices=("relu", "tanh", "gated"))
+    likelihood: str = field("bernoulli", "of a pixel", choices=("bernoulli", "categorical", "gaussian", "mixture"))
+    scale: float | None = field(None, "gaussian: standard deviation, of values in [-1, 1]; null: learned", low=0.0)
+    components: int = field(10, "mixture: logistic components", low=1, high=1000)
+    objective: str = field("elbo", "what is minimised", choices=("elbo", "iwae"))
+    samples: int | None = field(None, "codes an example; null: 1, and 50 of iwae", low=1, high=10_000)
+    beta: float | None = field(None, "elbo: price of the rate; null: 1", low=0.0)
+    anneal_steps: int = field(0, "steps over which the price rises from 0", low=0)
+    free_bits: float = field(0.0, "nats of each latent that cost nothing", low=0.0)
+    input_dropout: float = field(0.0, "share of pixels hidden from the encoder in training", low=0.0, high=0.99)
+    shown: str = field("mean", "what a sample shows of its pixels' distribution", choices=("mean", "sample"))
+    conditional: bool = field(False, "learn the classes of labelled data, and sample by class")
+
+
+ModelConfig = (
+    GANConfig | RNNConfig | TransformerConfig | EncoderDecoderConfig | PixelCNNConfig | VAEConfig | LadderVAEConfig
+)
 MODELS: dict[str, type] = {kind.__dataclass_fields__["family"].default: kind for kind in typing.get_args(ModelConfig)}
 
 

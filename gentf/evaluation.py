@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from gentf import evaluation_likelihood as likelihood
 from gentf import evaluation_sequences as sequences
 from gentf.data import DataSource, Split
 from gentf.errors import UserError
@@ -20,7 +21,7 @@ from gentf.files import atomic_write
 from gentf.metrics import modes
 from gentf.metrics.classifier import Classifier, cached_classifier
 from gentf.metrics.distance import sliced_wasserstein, sliced_wasserstein_estimate
-from gentf.metrics.estimate import Estimate, mean_of, to_signed
+from gentf.metrics.estimate import mean_of, to_signed
 from gentf.metrics.nearest import copy_threshold, near_copies, nearest_distances
 from gentf.metrics.table import Meaning, Metrics, entry, number
 from gentf.models.base import GenerativeModel
@@ -33,23 +34,23 @@ SPLITS = ("validation", "test")
 MAX_NUMBERS = 2**27  # pixels times channels of all samples: 512 MiB as float32
 MAX_REAL = 10_000  # held-out images measured
 BATCH = 1000
-SCORED = 500  # images between two tellings of progress
-
 
 REAL = "held-out real images"
-METRICS = sequences.METRICS | {
-    "classes_covered": Meaning("classes that the model makes", "one class", "every class", "ceiling"),
-    "reverse_kl": Meaning("mismatch of class shares, nats", REAL, "all in the rarest class", "floor"),
-    "confidence": Meaning("mean confidence of the classifier", "undecided", REAL, "ceiling"),
-    "class_agreement": Meaning("share in the class asked for", "labels ignored", REAL, "ceiling"),
-    "nearest_train_distance": Meaning("RMS pixel distance to training set", "copies", REAL, "ceiling"),
-    "near_copies": Meaning("share of near copies of training set", REAL, "copies", "floor"),
-    "sliced_wasserstein": Meaning(
-        "distance from held-out images, as sets", "training images", "the mean training image", "floor"
-    ),
-    "nats_per_image": Meaning("minus log-likelihood of a held-out image", "certainty", "pixels by themselves", ""),
-    "bits_per_dimension": Meaning("the same for each number of an image", "certainty", "pixels by themselves", ""),
-}
+METRICS = (
+    sequences.METRICS
+    | likelihood.METRICS
+    | {
+        "classes_covered": Meaning("classes that the model makes", "one class", "every class", "ceiling"),
+        "reverse_kl": Meaning("mismatch of class shares, nats", REAL, "all in the rarest class", "floor"),
+        "confidence": Meaning("mean confidence of the classifier", "undecided", REAL, "ceiling"),
+        "class_agreement": Meaning("share in the class asked for", "labels ignored", REAL, "ceiling"),
+        "nearest_train_distance": Meaning("RMS pixel distance to training set", "copies", REAL, "ceiling"),
+        "near_copies": Meaning("share of near copies of training set", REAL, "copies", "floor"),
+        "sliced_wasserstein": Meaning(
+            "distance from held-out images, as sets", "training images", "the mean training image", "floor"
+        ),
+    }
+)
 
 
 def evaluate(
@@ -59,6 +60,7 @@ def evaluate(
     samples: int = 10_000,
     seed: int = 0,
     checkpoint: str | int = "last",
+    importance_samples: int = 100,
     progress: Progress | None = None,
     warn: Callable[[str], None] = warnings.warn,
 ) -> dict[str, Any]:
@@ -72,6 +74,7 @@ def evaluate(
             `sequences.MAX_PAIRS`.
         seed: of the samples (those of `model.sample(num, seed=seed)`), projections and bootstrap.
         checkpoint: "last", "best" or a step.
+        importance_samples: latents an image, of a model whose likelihood is estimated from them.
         progress: called with (label, done, total) now and then.
         warn: called with the text of a warning.
     Returns:
@@ -87,6 +90,8 @@ def evaluate(
         raise UserError(f"`split` must be one of {', '.join(SPLITS)}. Received: split={split!r}")
     if samples < 1:
         raise UserError(f"`samples` must be positive. Received: samples={samples}")
+    if importance_samples < 1:
+        raise UserError(f"`importance_samples` must be positive. Received: importance_samples={importance_samples}")
     if not 0 <= seed < 2**31:
         raise UserError(f"`seed` must be from 0 to 2**31 - 1. Received: seed={seed}")
     source = run.load_data(progress)
@@ -109,7 +114,7 @@ def evaluate(
         "metrics": {},
     }
     if images:
-        result |= _measure(source, held_out, model, samples, seed, progress, warn)
+        result |= _measure(source, held_out, model, samples, importance_samples, seed, progress, warn)
     else:
         result |= sequences.measure(run.config, source, held_out, model, samples, seed, tell)
     atomic_write(run.path / "evaluation.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
@@ -121,6 +126,7 @@ def _measure(
     held_out: Split,
     model: GenerativeModel,
     samples: int,
+    importance_samples: int,
     seed: int,
     progress: Progress | None,
     warn: Callable[[str], None],
@@ -153,9 +159,10 @@ def _measure(
     of_samples, of_real = _nearest(source, images, real_images, tell)
     result["metrics"] |= copy_metrics(of_samples, of_real)
     result["metrics"] |= distance_metrics(images, real_images, train_images, seed)
-    if getattr(model, "exact_likelihood", False):
-        metrics, result["baselines"] = likelihood_metrics(model, source, real_images, real_labels, tell)
+    if likelihood.has_likelihood(model):
+        metrics, about = likelihood.measure(model, source, real_images, real_labels, importance_samples, seed, tell)
         result["metrics"] |= metrics
+        result |= about
     result["references"] = {
         "train_images": len(source.train),
         "held_out_images": len(real_images),
@@ -246,50 +253,6 @@ def copy_metrics(of_samples: np.ndarray, of_real: np.ndarray) -> Metrics:
         "nearest_train_distance": entry(mean_of(of_samples), 0.0, float(of_real.mean())),
         "near_copies": entry(near_copies(of_samples, of_real), real_share, 1.0),
     }
-
-
-def likelihood_metrics(
-    model: Any, source: DataSource, images: np.ndarray, labels: np.ndarray | None, tell: Progress
-) -> tuple[Metrics, dict[str, float]]:
-    """Likelihood of held-out images, beside that of pixels which are drawn apart, each by its own place's levels.
-
-    Args:
-        model: one with `log_prob(images, labels)` in nats. Where its `likelihood` is "bernoulli", pixels have two
-            levels, black or white; else 256.
-        source: the data, whose train split the baseline is fitted on.
-        images, labels: held out, (n, H, W, C) and (n,).
-    Returns:
-        the metrics, and the baselines in nats an image: {"unigram"}. Of k of n training pixels at a level, it gives the
-        level (k + 1/2) / (n + levels / 2): Krichevsky & Trofimov (1981).
-    """
-    dimensions = math.prod(source.spec.shape)
-    parts: list[np.ndarray] = []
-    for start in range(0, len(images), SCORED):
-        tell("likelihood", start, len(images))
-        part = slice(start, start + SCORED)
-        known = labels[part] if labels is not None and model.num_classes else None
-        parts.append(-model.log_prob(images[part], known))
-    nats = mean_of(np.concatenate(parts))
-    levels = 2 if getattr(model, "likelihood", None) == "bernoulli" else 256
-    counts = np.zeros((dimensions, levels), np.int64)
-    places = np.arange(dimensions)
-    for batch in source.train.batches(BATCH):
-        for image in _levels(batch["image"].numpy(), levels):
-            counts[places, image] += 1
-    share = (counts + 0.5) / (len(source.train) + levels / 2)
-    unigram = -float(np.mean([np.log(share[places, image]).sum() for image in _levels(images, levels)]))
-    bits = 1 / (dimensions * math.log(2))
-    metrics = {
-        "nats_per_image": entry(nats, 0.0, unigram),
-        "bits_per_dimension": entry(Estimate(nats.value * bits, nats.stderr * bits), 0.0, unigram * bits),
-    }
-    return metrics, {"unigram": unigram}
-
-
-def _levels(images: np.ndarray, levels: int) -> np.ndarray:
-    """(n, ...) -> (n, numbers of an image) int64 in 0..levels-1."""
-    signed = to_signed(images).reshape(len(images), -1)
-    return (signed > 0).astype(np.int64) if levels == 2 else np.rint((signed + 1) * 127.5).astype(np.int64)
 
 
 def _nearest(source: DataSource, images, real_images, tell) -> list[np.ndarray]:

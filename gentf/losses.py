@@ -1,7 +1,8 @@
 """Losses as pure functions: logits or images in, scalars out.
 
 An adversarial loss is `(real_logits, fake_logits) -> (discriminator_loss, generator_loss)`, both to be minimised; the
-logits are (B,) floats before any sigmoid. Penalties are functions of their own.
+logits are (B,) floats before any sigmoid. Penalties are functions of their own. Below them stand the terms of
+variational objectives, in nats an example; what they are made into is in `gentf.models.objectives`.
 """
 
 from collections.abc import Callable
@@ -80,6 +81,70 @@ def r1_penalty(discriminator: Callable[[tf.Tensor], tf.Tensor], real: tf.Tensor)
     Reference: Mescheder, Geiger & Nowozin (2018), equation 9.
     """
     return 0.5 * tf.reduce_mean(_squared_slopes(discriminator, real))
+
+
+def importance_bound(log_weights: tf.Tensor) -> tf.Tensor:
+    """log of the mean of k importance weights p(x, z) / q(z | x): a lower bound of log p(x) that rises with k.
+
+    Args:
+        log_weights: (B, k) float32.
+    Returns:
+        (B,) float32; with k = 1 a sample of the evidence lower bound.
+    Reference: Burda, Grosse & Salakhutdinov (2016), equation 8.
+    """
+    samples = tf.cast(tf.shape(log_weights)[1], log_weights.dtype)
+    return tf.reduce_logsumexp(log_weights, axis=1) - tf.math.log(samples)
+
+
+def free_bits(kl: tf.Tensor, least: float) -> tf.Tensor:
+    """The rate with no price on the first `least` nats of each latent, on the mean over the batch.
+
+    Args:
+        kl: (B, D) float32.
+    Returns:
+        Scalar float32.
+    Reference: Kingma et al. (2016), section C.8 of the appendix.
+    """
+    return tf.reduce_sum(tf.maximum(tf.reduce_mean(kl, axis=0), least))
+
+
+def total_correlation(log_pairs: tf.Tensor) -> tf.Tensor:
+    """KL of the codes' distribution over a batch from the product of its marginals, by minibatch weighted sampling.
+
+    Args:
+        log_pairs: (B, B, D) float32, log q(z_j of example i | example k).
+    Returns:
+        (B,) float32; its mean is the estimate, up to the logarithm of the batch's share of the data, a constant.
+    Reference: Chen et al. (2018), "Isolating sources of disentanglement", equation 3 and section 4.1 for the batch.
+    """
+    joint = tf.reduce_logsumexp(tf.reduce_sum(log_pairs, axis=2), axis=1)
+    marginals = tf.reduce_sum(tf.reduce_logsumexp(log_pairs, axis=1), axis=1)
+    width = tf.cast(log_pairs.shape[2] - 1, tf.float32)
+    return joint - marginals + width * tf.math.log(tf.cast(tf.shape(log_pairs)[1], tf.float32))
+
+
+def maximum_mean_discrepancy(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
+    """Squared distance of two sets of vectors in the space of an inverse multiquadric kernel, 2 D / (2 D + |x - y|^2).
+
+    The unbiased estimate, which may be below 0.
+
+    Args:
+        x, y: (B, D) float32, B >= 2.
+    Returns:
+        Scalar float32.
+    Reference: Gretton et al. (2012), equation 3; Zhao, Song & Ermon (2019), "InfoVAE", section 3.2 for its use.
+    """
+    scale = 2.0 * x.shape[1]
+
+    def kernel(a, b):
+        cross = tf.matmul(a, b, transpose_b=True)
+        squares = tf.reduce_sum(tf.square(a), axis=1)[:, None] + tf.reduce_sum(tf.square(b), axis=1) - 2.0 * cross
+        return scale / (scale + tf.maximum(squares, 0.0))
+
+    rows = tf.cast(tf.shape(x)[0], tf.float32)
+    pairs = tf.maximum(rows * (rows - 1.0), 1.0)
+    within = (tf.reduce_sum(kernel(x, x)) + tf.reduce_sum(kernel(y, y)) - 2.0 * rows) / pairs  # k(x, x) = 1
+    return within - 2.0 * tf.reduce_mean(kernel(x, y))
 
 
 def _squared_slopes(discriminator: Callable[[tf.Tensor], tf.Tensor], points: tf.Tensor) -> tf.Tensor:

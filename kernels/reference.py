@@ -119,6 +119,16 @@ def fsq(z, levels):
     return tf.stack(columns, axis=-1), index
 
 
+# --- bernoulli
+
+
+def bernoulli_log_prob(logits: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+    """Two logarithms a value, added up."""
+    logits, x = tf.cast(logits, tf.float32), tf.stop_gradient(tf.cast(x, tf.float32))
+    terms = x * tf.math.log_sigmoid(logits) + (1.0 - x) * tf.math.log_sigmoid(-logits)
+    return tf.reduce_sum(terms, axis=-1)
+
+
 # --- mixture
 
 

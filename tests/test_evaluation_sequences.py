@@ -447,7 +447,7 @@ def test_images_with_a_likelihood(tmp_path):
     learned = (source.train.arrays()[0] > 0).mean(axis=0)
 
     class Known:
-        exact_likelihood, likelihood, num_classes = True, "bernoulli", 0
+        exact_likelihood, levels, num_classes = True, 2, 0
 
         def log_prob(self, images, labels=None):
             assert labels is None

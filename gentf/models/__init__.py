@@ -14,22 +14,33 @@ from gentf.models.base import GenerativeModel, Phase, Signature
 from gentf.models.encoder_decoder import EncoderDecoder
 from gentf.models.gan import GAN
 from gentf.models.images import ImageModel
+from gentf.models.ladder_vae import LadderVAE
 from gentf.models.pixelcnn import PixelCNN
 from gentf.models.rnn import RNN
 from gentf.models.sequence import SequenceModel
 from gentf.models.transformer import Transformer
+from gentf.models.vae import VAE
 
-FAMILIES: dict[str, type[GenerativeModel]] = {"gan": GAN, "rnn": RNN, "pixelcnn": PixelCNN, "transformer": Transformer,
-                                              "encoder_decoder": EncoderDecoder}  # fmt: skip
+FAMILIES: dict[str, type[GenerativeModel]] = {
+    "gan": GAN,
+    "rnn": RNN,
+    "transformer": Transformer,
+    "encoder_decoder": EncoderDecoder,
+    "pixelcnn": PixelCNN,
+    "vae": VAE,
+    "ladder_vae": LadderVAE,
+}
 #: Names of the variables that weight decay leaves alone: biases, gains, and tables of which few rows are read.
 NOT_DECAYED = ["bias", "gain", "shift", "embedding", "positions", "class_state"]
 
 __all__ = [
     "FAMILIES",
     "GAN",
+    "VAE",
     "RNN",
     "EncoderDecoder",
     "GenerativeModel",
+    "LadderVAE",
     "ImageModel",
     "Phase",
     "PixelCNN",

@@ -5,7 +5,7 @@ each player; the training step below knows phases and nothing else about the mod
 gradients are computed on each replica, the schedule and the step counter live outside of the replicas.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -63,6 +63,8 @@ class GenerativeModel(keras.Model):
     #: What "best" means in a run: the lowest of this, of what is measured on validation data.
     monitor = "val_loss"
     ema_decay = 0.0
+    #: Numbers of a vector that the model is conditioned on instead of a class.
+    condition_dim = 0
 
     def __init__(self, num_classes: int = 0, seed: int = 0, **kwargs):
         super().__init__(**kwargs)
@@ -115,6 +117,18 @@ class GenerativeModel(keras.Model):
     def weigh(self, batch: Batch) -> tf.Tensor:
         """How much a batch counts in a mean of `losses_on` over batches: scalar float32."""
         return tf.cast(tf.shape(next(iter(batch.values())))[0], tf.float32)
+
+    def problem(self, data: Mapping[str, Any]) -> str | None:
+        """What is wrong with a batch of data, as arrays, for this model; None where nothing is."""
+        return None
+
+    def summarize(self, batches: Iterable[Any]) -> dict[str, float]:
+        """What is measured over a whole split, beside the means of `losses_on`: name -> value."""
+        return {}
+
+    def remark(self, values: Mapping[str, float]) -> str | None:
+        """What a user should know of the validation's values, "val_NAME" -> value; None where all is well."""
+        return None
 
     def signatures(self) -> dict[str, Signature]:
         """What an exported model answers: name -> function and input specs."""
@@ -275,7 +289,17 @@ class GenerativeModel(keras.Model):
         return []  # `fit` logs what the steps return; Keras would add a loss of its own
 
     def check_condition(self, condition: Any, num: int) -> np.ndarray | None:
-        """(num,) int32 classes, -1 for one drawn by the row's seed; None for an unconditional model."""
+        """(num,) int32 classes, -1 for one drawn by the row's seed, or vectors (num, V) float32; None for an
+        unconditional model."""
+        if self.condition_dim:
+            vectors = None if condition is None else np.asarray(condition, np.float32)
+            if vectors is None or vectors.shape not in ((self.condition_dim,), (num, self.condition_dim)):
+                found = None if vectors is None else vectors.shape
+                raise ValueError(
+                    f"`condition` must be vectors of {self.condition_dim}, one for all or one a sample. "
+                    f"Received: shape {found}"
+                )
+            return np.broadcast_to(vectors, (num, self.condition_dim))
         if not self.num_classes:
             if condition is not None:
                 raise ValueError(f"`condition` must be None for an unconditional model. Received: {condition!r}")

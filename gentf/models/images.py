@@ -66,7 +66,8 @@ class ImageModel(GenerativeModel):
 
         Args:
             num: at least 1.
-            condition: a class for all, or one a sample; None draws classes by the row seeds.
+            condition: a class for all, or one a sample; None draws classes by the row seeds. Vectors, (V,) or
+                (num, V), for a model that is conditioned on them.
             seed: 0 <= seed < 2**31; None takes a fresh one.
         Returns:
             (num, H, W, C) float32 in [-1, 1].
@@ -79,7 +80,8 @@ class ImageModel(GenerativeModel):
         labels = self.check_condition(condition, num)
         if self._sampler is None:
             specs = [tf.TensorSpec((None, 2), tf.int32)]
-            specs += [tf.TensorSpec((None,), tf.int32)] if self.num_classes else []
+            if labels is not None:
+                specs.append(tf.TensorSpec((None, *labels.shape[1:]), labels.dtype))
             sampler = tf.function(lambda seed, label=None: self.sample_rows(seed, label))
             self._sampler = sampler.get_concrete_function(*specs)
         blocks = []

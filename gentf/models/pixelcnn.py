@@ -12,16 +12,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gentf.kernels import filters, mixture, random
+from gentf.kernels import random
 from gentf.models.base import Batch, Losses, Signature, by_rows
 from gentf.models.images import ImageModel
+from gentf.nn.likelihoods import LIKELIHOODS, Likelihood
 from gentf.nn.pixelcnn import PixelCNNNetwork
 from gentf.sampling import decode
 from gentf.sampling.decode import Controls, Decoder, Rules
 
 DROPOUT = 0  # stream of randomness inside a step
 LABEL = 2**31 - 1  # stream of a sample's row seed: beyond those of its pixels
-LEVELS = 256
 
 
 @keras.saving.register_keras_serializable("gentf")
@@ -76,9 +76,9 @@ class PixelCNN(ImageModel):
         self.num_layers, self.width, self.kernel_size = layers, width, kernel_size
         self.likelihood, self.components, self.dropout_rate = likelihood, components, dropout
         self.first_kernel_size, self.ema_decay = first_kernel_size, ema_decay
-        pairs = channels * (channels - 1) // 2
-        of_mixture = components * (1 + 2 * channels + pairs)
-        outputs = {"bernoulli": 1, "categorical": LEVELS, "mixture": of_mixture}[likelihood]
+        options = {"components": components} if likelihood == "mixture" else {}
+        self.pixel: Likelihood = LIKELIHOODS[likelihood](channels, **options)
+        outputs = self.pixel.outputs
         common = {
             "layers": layers, "width": width, "kernel_size": kernel_size,
             "first_kernel_size": first_kernel_size, "num_classes": self.num_classes,
@@ -121,26 +121,12 @@ class PixelCNN(ImageModel):
 
     def _nats(self, outputs: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
         """(B,) float32, minus the log-likelihood of each image."""
-        if self.likelihood == "bernoulli":
-            white = tf.cast(image > 0.0, tf.float32)
-            nats = tf.nn.sigmoid_cross_entropy_with_logits(labels=white, logits=outputs)
-        elif self.likelihood == "categorical":
-            nats = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=_levels(image)[..., 0], logits=outputs)
-        else:
-            parameters, coefficients = self._mixture(outputs)
-            nats = -mixture.log_prob(_levels(image), *parameters, coefficients=coefficients)
-        return tf.reduce_sum(nats, axis=list(range(1, nats.shape.rank)))
+        return -tf.reduce_sum(self.pixel.log_prob(outputs, image), axis=(1, 2))
 
-    def _mixture(self, outputs: tf.Tensor) -> tuple[tuple[tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor | None]:
-        """Logits, means and log-scales, and the coefficients between channels or None."""
-        m, c = self.components, self.image_shape[2]
-        pairs = c * (c - 1) // 2
-        logits, means, scales, rest = tf.split(outputs, [m, m * c, m * c, m * pairs], axis=-1)
-        lead = tf.shape(outputs)[:-1]
-        static = [size if size is not None else lead[axis] for axis, size in enumerate(outputs.shape[:-1])]
-        means, scales = (tf.reshape(part, (*static, m, c)) for part in (means, scales))
-        coefficients = tf.tanh(tf.reshape(rest, (*static, m, pairs))) if pairs else None
-        return (logits, means, tf.maximum(scales, -7.0)), coefficients
+    @property
+    def levels(self) -> int | None:
+        """Values that a number of an image may have."""
+        return self.pixel.levels
 
     def _averaged(self) -> list[tuple[keras.Variable, keras.Variable]]:
         return list(zip(self.average.weights, self.network.weights, strict=True))
@@ -167,21 +153,8 @@ class PixelCNN(ImageModel):
 
     def _draw(self, outputs, seed, count, controls: Controls, rules: Rules):
         """A pixel: (B, C) float32 in [-1, 1], its nats, and no cost."""
-        t = controls.temperature
-        if self.likelihood == "mixture":
-            parameters, coefficients = self._mixture(outputs)
-            if t is not None:  # sharper components, and narrower ones
-                t = tf.maximum(tf.cast(t, tf.float32), filters.GREEDY)
-                logits, means, scales = parameters
-                parameters = (logits / t[:, None], means, scales + tf.math.log(t)[:, None, None])
-            levels = mixture.sample(seed, *parameters, coefficients=coefficients, counter=count)
-        else:
-            logits = tf.concat([tf.zeros_like(outputs), outputs], axis=1) if self.likelihood == "bernoulli" else outputs
-            logits = logits if t is None else filters.temperature(logits, t)
-            drawn = random.categorical(seed, logits, count)[:, None]
-            levels = drawn * (LEVELS - 1) if self.likelihood == "bernoulli" else drawn
-        pixel = tf.cast(levels, tf.float32) / 127.5 - 1.0
-        nats = self._nats(outputs[:, None, None], pixel[:, None, None])
+        pixel = self.pixel.sample(outputs, seed, count, controls.temperature)
+        nats = -self.pixel.log_prob(outputs, pixel)
         return pixel, nats, tf.zeros_like(nats)
 
     def sample_rows(self, seed: tf.Tensor, label: tf.Tensor | None, temperature: tf.Tensor | None = None) -> tf.Tensor:
@@ -233,8 +206,3 @@ class PixelCNN(ImageModel):
             "ema_decay": self.ema_decay,
             "seed": self.seed,
         }
-
-
-def _levels(image: tf.Tensor) -> tf.Tensor:
-    """[-1, 1] -> 0..255 int32, rounded to the nearest."""
-    return tf.cast(tf.round((image + 1.0) * 127.5), tf.int32)

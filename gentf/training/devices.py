@@ -7,12 +7,21 @@ import os
 
 import tensorflow as tf
 
-from gentf.config import Config, GANConfig
+from gentf.config import Config, GANConfig, VAEConfig
 from gentf.errors import UserError
 
 #: Whether XLA makes the step faster on a CPU, by network: measured with `make bench` (benchmarks/RESULTS.md).
-FASTER_COMPILED_ON_CPU = {"mlp": True, "dcgan": False, "rnn": True, "transformer": True, "encoder_decoder": True,
-                          "pixelcnn": False}  # fmt: skip
+FASTER_COMPILED_ON_CPU = {
+    "mlp": True,
+    "dcgan": False,
+    "rnn": True,
+    "transformer": True,
+    "encoder_decoder": True,
+    "pixelcnn": False,
+    "vae-mlp": True,
+    "vae-conv": False,
+    "ladder_vae": True,
+}
 
 
 def make_strategy(devices: int | None) -> tf.distribute.Strategy:
@@ -59,6 +68,10 @@ def choose_jit(config: Config, strategy: tf.distribute.Strategy) -> tuple[bool, 
         return False, "several devices: batch statistics cross them inside the step"
     if gpu:
         return True, "a GPU"
-    network = config.model.network if isinstance(config.model, GANConfig) else config.model.family
+    network = config.model.family
+    if isinstance(config.model, GANConfig):
+        network = config.model.network
+    elif isinstance(config.model, VAEConfig):
+        network = f"vae-{config.model.network}"
     faster = FASTER_COMPILED_ON_CPU[network]
     return faster, f"measured {'faster' if faster else 'slower'} compiled for {network} on a CPU"

@@ -24,6 +24,8 @@ from gentf.training.log import RunLog, draw_curves
 from gentf.training.run import Run
 from gentf.training.steps import Feed, Logs, Steps, call_sizes
 
+LOOKED_AT = 256  # images of the train split that are looked at before training
+
 
 class Reporter(Protocol):
     """Who shows a training to people; the command line's is a progress bar."""
@@ -144,6 +146,7 @@ class Trainer:
 
     def fit(self) -> None:
         """Train to the end of the last epoch."""
+        self._look_at_data()
         self.log = RunLog(self.run.path, self.step)
         self.window = Window()
         options = self.config.train
@@ -173,6 +176,13 @@ class Trainer:
         self.log.close()
         self._save_model()
 
+    def _look_at_data(self) -> None:
+        """Refuse data that the model is not for, before a step is spent on them."""
+        images, labels = self.data.train.arrays(LOOKED_AT) if self.config.data.modality == "image" else (None, None)
+        problem = None if images is None else self.model.problem({"image": images, "label": labels})
+        if problem:
+            raise UserError(f"the data must be such as the model is for: {problem}. Received: {self.data.spec.name}")
+
     def _after_call(self, before: int) -> None:
         options = self.config.train
         if _crossed(before, self.step, self.steps_per_epoch) or self.step == self.total:
@@ -192,6 +202,9 @@ class Trainer:
             held_out = self.data.validation if len(self.data.validation) else self.data.train
             validation.write_samples(self.model, self.config, held_out, self.run.path / "samples", self.step, self.log)
             draw_curves(self.run.path)
+        remark = self.model.remark(values) if self.step == self.total else None
+        if remark:
+            self.reporter.message(remark)
         best = values.get(self.model.monitor, math.inf) < self.best
         if best:
             self.best = values[self.model.monitor]

@@ -54,6 +54,8 @@ class Validator:
                 sums[name] = sums.get(name, 0.0) + float(value) * float(weight)
             total += float(weight)
         values = {f"val_{name}": value / max(total, 1e-9) for name, value in sums.items()}
+        summary = self.model.summarize(split.batches(self.config.train.batch_size))
+        values |= {f"val_{name}": value for name, value in summary.items()}
         number = min(self.config.train.validation_samples, len(split))
         if number and isinstance(self.model, GAN):
             pictures, labels = split.arrays(number)

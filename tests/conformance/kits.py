@@ -23,6 +23,17 @@ SMALL = {
     "rnn": ("model.units=12", "model.layers=2", "model.dropout=0.2"),
     "transformer": ("model.layers=2", "model.width=16", "model.heads=4", "model.dropout=0.2"),
     "encoder_decoder": ("model.layers=1", "model.width=16", "model.heads=2", "model.dropout=0.2"),
+    "vae": (
+        "model.hidden_units=[12]",
+        "model.latent_dim=4",
+        "model.width=4",
+        "model.units=12",
+        "model.components=2",
+        "model.prior_components=5",
+        "model.anneal_steps=0",
+        "model.input_dropout=0.1",
+    ),
+    "ladder_vae": ("model.latent_dims=[4,3]", "model.hidden_units=[12,10]", "model.anneal_steps=0"),
     "pixelcnn": ("model.layers=2", "model.width=8", "model.first_kernel_size=5", "model.ema_decay=0.5"),
 }
 # a course of the step size that is over before the tests' few steps, and gradients gathered over two of them

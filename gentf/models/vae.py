@@ -1,0 +1,579 @@
+"""Variational autoencoders of images: a likelihood, a posterior, a prior and an objective, in any combination.
+
+References: Kingma & Welling (2014); Rezende, Mohamed & Wierstra (2014); for each part see where it is defined.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from gentf.kernels import random
+from gentf.models.base import Batch, Signature, by_rows
+from gentf.models.images import ImageModel
+from gentf.models.objectives import ELBO, IWAE, BetaTC, Gate, InfoVAE, Objective, Terms
+from gentf.models.variational import DROPOUT, Bound, Variational
+from gentf.nn.likelihoods import LIKELIHOODS, Likelihood
+from gentf.nn.posteriors import POSTERIORS, DiagonalGaussian, Posterior
+from gentf.nn.priors import PRIORS, FlowPrior, MixturePrior, Prior, fit_mixture
+from gentf.nn.vae import ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder
+
+LABEL, PIXELS = 2**31 - 1, 2**31 - 2  # streams of a sample's row seed: beyond those of its latents
+ROWS_AT_ONCE = 1000  # decoded together where likelihoods are estimated
+OBJECTIVES = ("elbo", "iwae", "beta_tc", "info")
+
+
+@keras.saving.register_keras_serializable("gentf")
+class VAE(Variational, ImageModel):
+    """p(x) = E p(x | z) over latents z of the prior, learned with an approximate posterior q(z | x).
+
+    Args:
+        image_shape, num_classes, seed: as of `ImageModel`. A class enters encoder and decoder as a one-hot vector.
+        condition_dim: numbers of a vector that the model is conditioned on instead of a class; 0 for none.
+        latent_dim: D.
+        network: "mlp" or "conv"; or give `encoder` and `decoder`.
+        hidden_units, activation: of "mlp", see `DenseStack`; the decoder mirrors the encoder.
+        width, units: of "conv", see `ConvEncoder`.
+        likelihood: "bernoulli", "categorical", "gaussian" or "mixture"; or a `Likelihood`.
+        scale: of "gaussian"; None learns it.
+        components: of "mixture".
+        posterior: "diagonal", "full" or "iaf"; or a `Posterior`.
+        flow_steps, flow_hidden: of an "iaf" posterior and of a "flow" prior.
+        prior: "normal", "mixture", "vamp" or "flow"; or a `Prior`.
+        prior_components: of "mixture" and "vamp".
+        objective: "elbo", "iwae", "beta_tc" or "info"; or an object of `gentf.models.objectives`.
+        samples, beta, anneal_steps, capacity, capacity_steps, free_bits, doubly, info_alpha, info_weight: of the
+            objective; see `ELBO`, `IWAE`, `BetaTC` and `InfoVAE`.
+        input_dropout: share of pixels that are hidden from the encoder in training, which keeps it from learning the
+            training images by heart: Shu et al. (2018), "Amortized inference regularization".
+        shown: what a sample shows of p(x | z): its "mean", or a "sample" of it.
+        encoder: a Keras model (B, H, W, C) -> (B, F), or of a list of that and the condition (B, V).
+        decoder: a Keras model (B, D) -> (B, H, W, P), or of a list of that and the condition; P as the
+            likelihood has it.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        num_classes: int = 0,
+        condition_dim: int = 0,
+        latent_dim: int = 40,
+        network: str = "mlp",
+        hidden_units: Sequence[int] = (400,),
+        activation: str = "relu",
+        width: int = 32,
+        units: int = 256,
+        likelihood: str | Likelihood = "bernoulli",
+        scale: float | None = None,
+        components: int = 10,
+        posterior: str | Posterior = "diagonal",
+        flow_steps: int = 2,
+        flow_hidden: int = 320,
+        prior: str | Prior = "normal",
+        prior_components: int = 500,
+        objective: str | Objective = "elbo",
+        samples: int | None = None,
+        beta: float | None = None,
+        anneal_steps: int = 0,
+        capacity: float = 0.0,
+        capacity_steps: int = 0,
+        free_bits: float = 0.0,
+        doubly: bool = True,
+        info_alpha: float = 0.0,
+        info_weight: float = 1000.0,
+        input_dropout: float = 0.0,
+        shown: str = "mean",
+        encoder: keras.Model | None = None,
+        decoder: keras.Model | None = None,
+        seed: int = 0,
+        **kwargs,
+    ):
+        super().__init__(image_shape, num_classes, seed, **kwargs)
+        _positive(latent_dim=latent_dim, width=width, units=units, flow_steps=flow_steps, flow_hidden=flow_hidden)
+        for name, value, known in (
+            ("network", network, ("mlp", "conv")),
+            ("likelihood", likelihood, tuple(LIKELIHOODS)),
+            ("posterior", posterior, tuple(POSTERIORS)),
+            ("prior", prior, tuple(PRIORS)),
+            ("objective", objective, OBJECTIVES),
+            ("shown", shown, ("mean", "sample")),
+        ):
+            if isinstance(value, str) and value not in known:
+                raise ValueError(f"`{name}` must be one of {', '.join(known)}. Received: {name}={value!r}")
+        if num_classes and condition_dim:
+            raise ValueError("`condition_dim` must be 0 for a model that is conditioned on classes")
+        self.condition_dim = condition_dim
+        if not 0.0 <= input_dropout < 1.0:
+            raise ValueError(f"`input_dropout` must be in [0, 1). Received: input_dropout={input_dropout}")
+        self.latent_dim, self.shown, self.input_dropout = latent_dim, shown, input_dropout
+        options: dict[str, Any] = dict(
+            network=network, hidden_units=tuple(hidden_units), activation=activation, width=width, units=units,
+            scale=scale, components=components, flow_steps=flow_steps, flow_hidden=flow_hidden,
+            prior_components=prior_components, samples=samples, beta=beta, anneal_steps=anneal_steps,
+            capacity=capacity, capacity_steps=capacity_steps, free_bits=free_bits, doubly=doubly,
+            info_alpha=info_alpha, info_weight=info_weight,
+        )  # fmt: skip
+        self._options = options
+        self._given: dict[str, Any] = {"likelihood": likelihood, "posterior": posterior, "prior": prior, "objective": objective}
+        self.likelihood = self._make_likelihood(likelihood)
+        self.objective = _make_objective(objective, options)
+        self._own_networks = encoder is None, decoder is None
+        self._make_parts(encoder, decoder)
+        if getattr(self.objective, "doubly", False) and not self.posterior.has_density:
+            raise ValueError("`doubly` must be False with a posterior that is a flow: its density takes D steps")
+        if objective == "beta_tc" and not isinstance(self.posterior, DiagonalGaussian):
+            raise ValueError("`posterior` must be diagonal for the objective beta_tc")
+        if prior == "vamp" and (self._condition_size or not isinstance(self.posterior, DiagonalGaussian)):
+            raise ValueError("`prior` may be vamp with a diagonal posterior and without a condition only")
+        self._estimators: dict[tuple[int, bool], Any] = {}
+        self.build()
+
+    # Parts
+
+    @property
+    def _condition_size(self) -> int:
+        return self.num_classes + self.condition_dim
+
+    @property
+    def latent_width(self) -> int:
+        return self.latent_dim
+
+    @property
+    def levels(self) -> int | None:
+        """Values that a number of an image may have; None where it is continuous."""
+        return self.likelihood.levels
+
+    def _make_likelihood(self, given: str | Likelihood) -> Likelihood:
+        if isinstance(given, Likelihood):
+            return given
+        options = {
+            "gaussian": {"scale": self._options["scale"]},
+            "mixture": {"components": self._options["components"]},
+        }
+        return LIKELIHOODS[given](self.image_shape[2], **options.get(given, {}))
+
+    def _make_parts(self, encoder: keras.Model | None, decoder: keras.Model | None) -> None:
+        self.encoder_network = encoder if encoder is not None else self._make_encoder()
+        self.decoder_network = decoder if decoder is not None else self._make_decoder()
+        self.posterior = self._make_posterior(self._given["posterior"])
+        self.prior = self._make_prior(self._given["prior"])
+
+    def _make_encoder(self) -> keras.layers.Layer:
+        options = self._options
+        common = {"condition": self._condition_size, "seed": self.seed + 1000, "dtype": self.dtype_policy}
+        if options["network"] == "mlp":
+            return DenseEncoder(
+                self.image_shape, options["hidden_units"], options["activation"], name="encoder", **common
+            )
+        return ConvEncoder(self.image_shape, options["width"], options["units"], name="encoder", **common)
+
+    def _make_decoder(self) -> keras.layers.Layer:
+        options = self._options
+        outputs = (*self.image_shape[:2], self.likelihood.outputs)
+        common = {"condition": self._condition_size, "seed": self.seed + 2000, "dtype": self.dtype_policy}
+        if options["network"] == "mlp":
+            units = options["hidden_units"][::-1]
+            return DenseDecoder(self.latent_dim, outputs, units, options["activation"], name="decoder", **common)
+        return ConvDecoder(self.latent_dim, outputs, options["width"], options["units"], name="decoder", **common)
+
+    def _make_posterior(self, given: str | Posterior) -> Posterior:
+        if isinstance(given, Posterior):
+            return given
+        flow = {"steps": self._options["flow_steps"], "hidden": self._options["flow_hidden"]} if given == "iaf" else {}
+        return POSTERIORS[given](
+            self.latent_dim, seed=self.seed + 3000, dtype=self.dtype_policy, name="posterior", **flow
+        )
+
+    def _make_prior(self, given: str | Prior) -> Prior:
+        if isinstance(given, Prior):
+            return given
+        options = self._options
+        own: dict[str, Any] = {
+            "mixture": {"components": options["prior_components"]},
+            "vamp": {"components": options["prior_components"], "data_shape": self.image_shape},
+            "flow": {"steps": options["flow_steps"], "hidden": options["flow_hidden"]},
+        }.get(given, {})
+        return PRIORS[given](self.latent_dim, seed=self.seed + 4000, dtype=self.dtype_policy, name="prior", **own)
+
+    def build(self, input_shape=None) -> None:
+        image = tf.zeros((1, *self.image_shape))
+        condition = tf.zeros((1, self._condition_size)) if self._condition_size else None
+        features = _run(self.encoder_network, image, condition)
+        z = self.posterior.mean(self.posterior(features))
+        if z.shape != (1, self.latent_dim):
+            raise ValueError(f"`posterior` must be over {self.latent_dim} latents. Received: {z.shape[1:]}")
+        if self.prior.dim != self.latent_dim:
+            raise ValueError(f"`prior` must be over {self.latent_dim} latents. Received: {self.prior.dim}")
+        self.prior.build()
+        self.decode_outputs(z, condition)
+        self.built = True
+
+    # The model
+
+    def prepare(self, data: Any) -> Batch:
+        """As of `ImageModel`; with `condition_dim` a batch also has "condition", (B, V) float32, in the label's
+        place."""
+        if not self.condition_dim:
+            return super().prepare(data)
+        if isinstance(data, Mapping):
+            condition = data.get("condition")
+        else:
+            condition = data[1] if isinstance(data, (tuple, list)) and len(data) > 1 else None
+        if condition is None:
+            raise ValueError("`condition` must be given to a conditional model. Received: condition=None")
+        return super().prepare(data) | {"condition": tf.cast(condition, tf.float32)}
+
+    def _condition(self, label: tf.Tensor | None, vector: tf.Tensor | None = None) -> tf.Tensor | None:
+        return tf.one_hot(label, self.num_classes) if label is not None else vector
+
+    def infer(self, batch: Batch, training: bool = False, density: tuple | None = None) -> tuple:
+        """Parameters of the posterior, those of the prior, and the condition."""
+        condition = self._condition(batch.get("label"), batch.get("condition"))
+        image = self.hide(batch["image"]) if training else batch["image"]
+        posterior = self.posterior(_run(self.encoder_network, image, condition))
+        return posterior, self.density() if density is None else density, condition
+
+    def hide(self, image: tf.Tensor) -> tf.Tensor:
+        """What the encoder sees of an image in training: a share `input_dropout` of its pixels turned black."""
+        if not self.input_dropout:
+            return image
+        u = random.uniform(self.row_seeds(tf.shape(image)[0], DROPOUT), (*self.image_shape[:2], 1))
+        light = (image + 1.0) / (1.0 - self.input_dropout)  # as much of it in the mean as there was
+        return tf.where(u < self.input_dropout, 0.0, light) - 1.0
+
+    def density(self) -> tuple:
+        """Parameters of the prior."""
+        return self.prior.density(lambda image: self.posterior(_run(self.encoder_network, image, None)))
+
+    def draw(
+        self,
+        inferred: Any,
+        batch: Batch,
+        samples: int,
+        seed: tf.Tensor,
+        gate: Gate | None = None,
+        training: bool = False,
+    ) -> Terms:
+        posterior, density, condition = inferred
+        z, log_posterior = self.posterior.draw(posterior, random.normal(seed, (samples, self.latent_dim)))
+        if gate is not None:
+            z = gate(z)
+            log_posterior = self.posterior.log_prob(tuple(tf.stop_gradient(part) for part in posterior), z)
+        kl = None
+        if self.prior.standard and gate is None:
+            kl = self.posterior.kl(posterior)
+        repeated = None if condition is None else tf.repeat(condition, samples, axis=0)
+        outputs = self.decode_outputs(tf.reshape(z, (-1, self.latent_dim)), repeated)
+        outputs = tf.reshape(outputs, (-1, samples, *outputs.shape[1:]))
+        nats = self.likelihood.image_log_prob(outputs, batch["image"])
+        log_prior = self.prior.log_prob(density, z)
+        return Terms(nats, log_prior, log_posterior, z, kl)
+
+    def decode_outputs(self, z: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
+        """(B, D) -> (B, H, W, P), parameters of the likelihood."""
+        outputs = _run(self.decoder_network, z, condition)
+        wanted = (*self.image_shape[:2], self.likelihood.outputs)
+        if outputs.shape[1:] != wanted:
+            found = tuple(outputs.shape[1:])
+            raise ValueError(f"`decoder` must give (B, {', '.join(map(str, wanted))}). Received: (B, *{found})")
+        return outputs
+
+    def codes(self, inferred: Any) -> tf.Tensor:
+        return self.posterior.mean(inferred[0])
+
+    def prior_draws(self, inferred: Any, seed: tf.Tensor) -> tf.Tensor:
+        return self.prior.draw(inferred[1], seed)
+
+    def log_pairs(self, inferred: Any, z: tf.Tensor) -> tf.Tensor:
+        mean, log_var = (part[None] for part in inferred[0])
+        squares = tf.square(z[:, None] - mean) * tf.exp(-log_var)
+        return -0.5 * (squares + log_var + math.log(2.0 * math.pi))
+
+    # Likelihoods
+
+    def problem(self, data: Mapping[str, Any]) -> str | None:
+        return self.likelihood.problem(self.prepare_images(data["image"]))
+
+    def prepare_images(self, images: np.ndarray) -> np.ndarray:
+        """(n, H, W, C) uint8, or float in [-1, 1] -> float32."""
+        images = np.asarray(images)
+        return images.astype(np.float32) / 127.5 - 1.0 if images.dtype == np.uint8 else images.astype(np.float32)
+
+    def bound(
+        self,
+        images: np.ndarray,
+        samples: int = 100,
+        *,
+        condition: np.ndarray | None = None,
+        seed: int = 0,
+        jit: bool = True,
+    ) -> Bound:
+        """Importance-sampled log p(x) of images, a lower bound in expectation: all of it in one compiled pass.
+
+        Args:
+            images: (n, H, W, C) uint8, or float in [-1, 1].
+            samples: k, latents an image. The bound rises to log p(x) with k.
+            condition: (n,) classes or (n, V) vectors, for a conditional model.
+            seed: of the latents; image i has the row seed [seed, i].
+            jit: compile with XLA.
+        Errors: ValueError for images outside the likelihood's support.
+        """
+        if samples < 1:
+            raise ValueError(f"`samples` must be at least 1. Received: samples={samples}")
+        signed = self.prepare_images(images)
+        wrong = self.likelihood.problem(signed)
+        if wrong:
+            raise ValueError(f"`images` must be values of the likelihood: {wrong}")
+        batch = {name: part.numpy() for name, part in self.prepare((signed, condition)).items()}
+        key = (samples, jit)
+        if key not in self._estimators:
+            self._estimators[key] = tf.function(
+                lambda batch, seed: self._estimate_all(batch, seed, samples), jit_compile=jit, autograph=False
+            )
+        rows = _rows(samples)
+        count = len(signed)
+        filled = -(-count // rows) * rows
+        spread = random.spread(seed, filled)
+        padded = {name: np.resize(part, (filled, *part.shape[1:])) for name, part in batch.items()}
+        fields = self._estimators[key](padded, spread).numpy()[:count]
+        return Bound(*fields.T)
+
+    def _estimate_all(self, batch: Batch, seed: tf.Tensor, samples: int) -> tf.Tensor:
+        """`estimate` of a multiple of `_rows(samples)` examples, in blocks of them: (n, 4)."""
+        rows = _rows(samples)
+        density = self.density()
+        count = seed.shape[0] // rows
+
+        def step(number, fields):
+            part = {
+                name: tf.slice(values, [number * rows] + [0] * (len(values.shape) - 1), [rows, *values.shape[1:]])
+                for name, values in (batch | {"seed": seed}).items()
+            }
+            own = part.pop("seed")
+            inferred = self.infer(part, density=density)
+            found = self.estimate(part, own, samples, ROWS_AT_ONCE // rows, inferred)
+            return number + 1, fields.write(number, found)
+
+        fields = tf.TensorArray(tf.float32, count, element_shape=(rows, 4))
+        fields = tf.while_loop(lambda number, _: number < count, step, (0, fields), parallel_iterations=1)[1]
+        return tf.reshape(fields.stack(), (-1, 4))
+
+    def log_prob(self, images: np.ndarray, condition: np.ndarray | None = None, samples: int = 100) -> np.ndarray:
+        """`bound(images, samples).log_prob`: (n,) float32 nats, a lower bound in expectation."""
+        return self.bound(images, samples, condition=condition).log_prob
+
+    # Codes and images
+
+    def encode(self, images: np.ndarray, condition: np.ndarray | None = None) -> np.ndarray:
+        """Means of the posterior: (n, D) float32. Arguments as of `bound`."""
+        return self._by_batch(lambda batch: self.codes(self.infer(batch)), images, condition)
+
+    def decode(self, z: np.ndarray, condition: np.ndarray | None = None) -> np.ndarray:
+        """Means of p(x | z): (n, D) -> (n, H, W, C) float32 in [-1, 1]."""
+        z = np.asarray(z, np.float32)
+        if z.ndim != 2 or z.shape[1] != self.latent_width:
+            raise ValueError(f"`z` must be (n, {self.latent_width}). Received: z.shape={z.shape}")
+        label, vector = (condition, None) if self.num_classes else (None, condition)
+        label = None if label is None else tf.constant(np.broadcast_to(label, len(z)), tf.int32)
+        if self._condition_size and condition is None:
+            raise ValueError("`condition` must be given to a conditional model. Received: condition=None")
+        parts = []
+        for start in range(0, len(z), ROWS_AT_ONCE):
+            part = slice(start, start + ROWS_AT_ONCE)
+            own = self._condition(None if label is None else label[part], None if vector is None else vector[part])
+            parts.append(self._mean(tf.constant(z[part]), own).numpy())
+        return np.concatenate(parts)
+
+    def reconstruct(self, images: np.ndarray, condition: np.ndarray | None = None) -> np.ndarray:
+        """`decode` of `encode`: (n, H, W, C) float32 in [-1, 1]."""
+        return self.decode(self.encode(images, condition), condition)
+
+    def _by_batch(self, function, images, condition) -> np.ndarray:
+        parts = []
+        for start in range(0, len(images), ROWS_AT_ONCE):
+            part = slice(start, start + ROWS_AT_ONCE)
+            batch = self.prepare((images[part], None if condition is None else condition[part]))
+            parts.append(function(batch).numpy())
+        return np.concatenate(parts)
+
+    def _mean(self, z: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
+        return self.likelihood.mean(self.decode_outputs(z, condition))
+
+    def with_fitted_prior(
+        self, images: np.ndarray, kind: str = "mixture", components: int = 10, steps: int = 2000, seed: int = 0
+    ) -> "VAE":
+        """A model with the same encoder and decoder, and a prior fitted to the codes of `images`.
+
+        Its samples come from where codes are; its likelihoods and exports are those of the new prior.
+
+        Args:
+            images: (n, H, W, C), of training.
+            kind: "mixture" of normals, by expectation maximization, or a "flow", by maximum likelihood.
+            components: of the mixture.
+            steps: of the flow's training, 256 latents each.
+            seed: of the latents (one draw of the posterior an image) and the fit.
+        Reference: Ghosh et al. (2020), "From variational to deterministic autoencoders", section 4.
+        """
+        if kind not in ("mixture", "flow"):
+            raise ValueError(f"`kind` must be mixture or flow. Received: kind={kind!r}")
+        if self._condition_size:
+            raise ValueError("`with_fitted_prior` needs a model without a condition")
+        parts = []
+        for start in range(0, len(images), ROWS_AT_ONCE):
+            batch = self.prepare(images[start : start + ROWS_AT_ONCE])
+            noise = random.normal(random.spread(seed, len(batch["image"]), start), (1, self.latent_dim))
+            parts.append(self.posterior.draw(self.infer(batch, density=())[0], noise)[0][:, 0].numpy())
+        latents = np.concatenate(parts)
+        common = {"seed": seed, "dtype": self.dtype_policy, "name": "prior"}
+        if kind == "mixture":
+            prior: Prior = MixturePrior(self.latent_dim, components, **common)
+            for name, value in fit_mixture(latents, components, seed).items():
+                getattr(prior, name).assign(value)
+        else:
+            options = {"steps": self._options["flow_steps"] + 4, "hidden": self._options["flow_hidden"]}
+            prior = FlowPrior(self.latent_dim, **options, **common)
+            prior.fit(latents, steps, seed)
+        fitted = type(self).from_config(self.get_config() | {"prior": prior})
+        for part in ("encoder_network", "decoder_network", "posterior"):
+            for weight, own in zip(getattr(fitted, part).weights, getattr(self, part).weights, strict=True):
+                weight.assign(own)
+        return fitted
+
+    # Sampling and serving
+
+    def sample_rows(self, seed: tf.Tensor, label: tf.Tensor | None) -> tf.Tensor:
+        density = self.density()
+
+        def rows(seed, label):
+            condition = label
+            if self.num_classes:
+                drawn = random.categorical(seed, tf.zeros((tf.shape(seed)[0], self.num_classes)), LABEL)
+                condition = self._condition(tf.where(label < 0, drawn, label))
+            z = self.sample_latents(density, seed)
+            return self.show(self.decode_outputs(z, condition), seed)
+
+        return by_rows(rows, seed, label)
+
+    def sample_latents(self, density: tuple, seed: tf.Tensor) -> tf.Tensor:
+        """(B, 2) row seeds -> (B, D), what the decoder takes."""
+        return self.prior.draw(density, seed)
+
+    def show(self, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+        """Images (B, H, W, C) float32 of the likelihood's parameters: its mean or a draw."""
+        return self.likelihood.mean(outputs) if self.shown == "mean" else self.likelihood.sample(outputs, seed, PIXELS)
+
+    def signatures(self) -> dict[str, Signature]:
+        named = "label" if self.num_classes else "condition"
+
+        def batch_of(image, condition):
+            return {"image": image} | ({} if condition is None else {named: condition})
+
+        def encoded(image, condition):
+            return self.codes(self.infer(batch_of(image, condition)))
+
+        def one_hot(condition):
+            return self._condition(condition) if self.num_classes else condition
+
+        def sample(seed, label=None, condition=None):
+            image = self.sample_rows(seed, condition if label is None else label)
+            pixels = tf.cast(tf.clip_by_value(tf.round((image + 1.0) * 127.5), 0.0, 255.0), tf.uint8)
+            return {"image": image, "image_bytes": tf.io.encode_png(pixels)}
+
+        def encode(image, label=None, condition=None):
+            return {"z": by_rows(encoded, image, condition if label is None else label)}
+
+        def decode(z, label=None, condition=None):
+            given = condition if label is None else label
+            return {"image": by_rows(lambda z, c: self._mean(z, one_hot(c)), z, given)}
+
+        def reconstruct(image, label=None, condition=None):
+            given = condition if label is None else label
+            return {"image": by_rows(lambda x, c: self._mean(encoded(x, c), one_hot(c)), image, given)}
+
+        def log_prob(image, seed, label=None, condition=None):
+            def fields(image, seed, condition):
+                return self.estimate(batch_of(image, condition), seed, self.served_samples, self.served_samples)
+
+            found = by_rows(fields, image, seed, condition if label is None else label)
+            return {"log_prob": found[:, 0], "stderr": found[:, 1], "elbo": found[:, 2]}
+
+        given: dict[str, tf.TensorSpec] = {}
+        if self.num_classes:
+            given = {"label": tf.TensorSpec((None,), tf.int32)}
+        elif self.condition_dim:
+            given = {"condition": tf.TensorSpec((None, self.condition_dim), tf.float32)}
+        seed = {"seed": tf.TensorSpec((None, 2), tf.int32)}
+        image = {"image": tf.TensorSpec((None, *self.image_shape), tf.float32)}
+        z = {"z": tf.TensorSpec((None, self.latent_width), tf.float32)}
+        return {
+            "serving_default": Signature(sample, seed | given),
+            "sample": Signature(sample, seed | given),
+            "encode": Signature(encode, image | given),
+            "decode": Signature(decode, z | given),
+            "reconstruct": Signature(reconstruct, image | given),
+            "log_prob": Signature(log_prob, image | seed | given),
+        }
+
+    def get_config(self) -> dict[str, Any]:
+        given = {
+            name: value if isinstance(value, str) else keras.saving.serialize_keras_object(value)
+            for name, value in self._given.items()
+        }
+        networks = {
+            name: keras.saving.serialize_keras_object(network)
+            for name, network, own in zip(
+                ("encoder", "decoder"), (self.encoder_network, self.decoder_network), self._own_networks
+            )
+            if not own
+        }
+        own = {
+            "image_shape": self.image_shape,
+            "num_classes": self.num_classes,
+            "condition_dim": self.condition_dim,
+            "latent_dim": self.latent_dim,
+            "input_dropout": self.input_dropout,
+            "shown": self.shown,
+            "seed": self.seed,
+        }
+        return super().get_config() | own | self._options | given | networks
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects=None):
+        return cls(**{
+            name: keras.saving.deserialize_keras_object(value, custom_objects)
+            if isinstance(value, Mapping) and "class_name" in value and name != "dtype" else value
+            for name, value in config.items()
+        })  # fmt: skip
+
+
+def _make_objective(given: str | Objective, options: Mapping[str, Any]) -> Objective:
+    if not isinstance(given, str):
+        return given
+    if given == "iwae":
+        return IWAE(50 if options["samples"] is None else options["samples"], options["doubly"])
+    common = {name: options[name] for name in ("anneal_steps", "capacity", "capacity_steps", "free_bits")}
+    common |= {name: options[name] for name in ("samples", "beta") if options[name] is not None}
+    if given == "info":
+        return InfoVAE(alpha=options["info_alpha"], weight=options["info_weight"], **common)
+    return (BetaTC if given == "beta_tc" else ELBO)(**common)
+
+
+def _run(network: keras.layers.Layer, x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
+    """A network of ours takes the condition beside its input, a Keras model of the user in a list."""
+    if isinstance(network, keras.Model):
+        return network(x if condition is None else [x, condition])
+    return network(x, condition)
+
+
+def _rows(samples: int) -> int:
+    """Images whose likelihoods are estimated together."""
+    return max(1, min(100, ROWS_AT_ONCE // min(samples, 50)))
+
+
+def _positive(**values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1. Received: {name}={value}")
