@@ -34,7 +34,7 @@ def step_of(model):
 
 def frozen():
     """The model with its gradients taken, and added up instead of applied."""
-    model = ours.sequences("gpt")
+    model = ours.likelihood("gpt")
 
     def update(batch, jit=False):
         with tf.GradientTape() as tape:
@@ -67,7 +67,7 @@ def main() -> None:
         kept = [(owner, attribute, getattr(owner, attribute)) for owner, attribute, _ in replaced]
         for owner, attribute, function in replaced:
             setattr(owner, attribute, function)
-        functions[name] = step_of(ours.sequences("gpt"))
+        functions[name] = step_of(ours.likelihood("gpt"))
         for owner, attribute, function in kept:
             setattr(owner, attribute, function)
     functions["AdamW and clipping"] = step_of(frozen())

@@ -31,8 +31,8 @@ from gentf import config as configs
 from gentf.data import DataSpec
 from gentf.data.examples import ArrayExamples, aligned_empty
 from gentf.data.source import Split
-from gentf.kernels import optimizer, random
-from gentf.models import RNN, Transformer, build
+from gentf.kernels import optimizer
+from gentf.models import RNN, VAE, Transformer, build
 from gentf.training.devices import choose_jit
 from gentf.training.loop import Window
 from gentf.training.steps import Feed, Steps
@@ -55,65 +55,12 @@ def gan(name: str):
     return config, build(config, DataSpec(name="random", shape=(HEIGHT, WIDTH, 1)))
 
 
-class Model:
-    """A likelihood model as the training loop sees it: one update a batch, by `loss` and an optimizer.
-
-    The package has no variational family yet; this row times what one is made of.
-    """
-
-    def __init__(self, tuned: keras.optimizers.Optimizer):
-        self.weights: list[keras.Variable] = []
-        self.optimizer = tuned
-        self.step = keras.Variable(0, dtype="int64", trainable=False)
-
-    def weight(self, *shape: int, bound: float | None = None) -> keras.Variable:
-        limit = bound if bound is not None else (6.0 / sum(shape)) ** 0.5 if len(shape) > 1 else 0.0
-        values = np.random.default_rng(len(self.weights)).uniform(-limit, limit, shape)
-        self.weights.append(keras.Variable(values, dtype="float32"))
-        return self.weights[-1]
-
-    def loss(self, batch: dict[str, tf.Tensor]) -> tf.Tensor:
-        raise NotImplementedError
-
-    def update(self, batch: dict[str, tf.Tensor], jit: bool = False) -> dict[str, tf.Tensor]:
-        with tf.GradientTape() as tape:
-            loss = self.loss(batch)
-        self.optimizer.apply(tape.gradient(loss, [weight.value for weight in self.weights]), self.weights)
-        self.step.assign_add(1)
-        return {"loss": tf.stack([loss, 1.0])}
-
-
-class VAE(Model):
-    def __init__(self):
-        super().__init__(optimizer.Adam(1e-3))
-        pixels = HEIGHT * WIDTH
-        sizes = ((pixels, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, 2 * CODE))
-        self.encoder = [(self.weight(a, b), self.weight(b)) for a, b in sizes]
-        sizes = ((CODE, HIDDEN), (HIDDEN, HIDDEN), (HIDDEN, pixels))
-        self.decoder = [(self.weight(a, b), self.weight(b)) for a, b in sizes]
-        self.optimizer.build(self.weights)
-
-    def loss(self, batch):
-        x = tf.cast(tf.reshape(batch["image"], (-1, HEIGHT * WIDTH)), tf.float32) / 255.0
-        mean, log_var = tf.split(dense(x, self.encoder), 2, axis=1)
-        seeds = random.fold_in(random.spread(0, ROWS["vae"].batch), self.step.value)
-        z = mean + tf.exp(0.5 * log_var) * random.normal(seeds, (CODE,))
-        logits = dense(z, self.decoder)
-        nll = tf.reduce_sum(tf.nn.sigmoid_cross_entropy_with_logits(labels=x, logits=logits), axis=1)
-        kl = 0.5 * tf.reduce_sum(tf.exp(log_var) + mean**2 - 1.0 - log_var, axis=1)
-        return tf.reduce_mean(nll + kl)
-
-
-def dense(x: tf.Tensor, layers) -> tf.Tensor:
-    for number, (kernel, bias) in enumerate(layers):
-        x = tf.matmul(x, kernel.value) + bias.value
-        x = tf.nn.relu(x) if number < len(layers) - 1 else x
-    return x
-
-
-def sequences(name: str) -> keras.Model:
+def likelihood(name: str) -> keras.Model:
     """The package's own model of the row, as its preset builds it."""
-    if name == "gpt":
+    if name == "vae":
+        model = VAE((HEIGHT, WIDTH, 1), latent_dim=CODE, hidden_units=(HIDDEN, HIDDEN))
+        model.compile(optimizer.Adam(1e-3))
+    elif name == "gpt":
         model = Transformer(VOCABULARY, CONTEXT, LAYERS, MODEL, HEADS, positions="learned")
         model.compile(optimizer.AdamW(1e-3, weight_decay=0.1, beta_1=0.9, beta_2=0.99, global_clipnorm=1.0))
     else:
@@ -145,7 +92,7 @@ def loop(name: str, jit: bool | None):
         config, model = gan(name)
         jit = choose_jit(config, strategy)[0] if jit is None else jit
     else:
-        model = VAE() if name == "vae" else sequences(name)
+        model = likelihood(name)
         jit = row.jit if jit is None else jit
     if name in (*PRESETS, "vae"):
         split = Split("train", ArrayExamples(images(), None), np.arange(IMAGES))

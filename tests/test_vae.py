@@ -82,6 +82,18 @@ def test_a_learned_scale_cannot_collapse():
     assert likelihood.log_prob(outputs, np.float32([[0.3]])).numpy() == pytest.approx(highest, rel=1e-5)
 
 
+def test_collapsed_scales_are_said():
+    flat = np.zeros((64, *SHAPE), np.uint8)
+    model = small(likelihood="gaussian")
+    bias = model.decoder_network.to_image.bias
+    bias.assign(np.tile(np.float32([0.0, -30.0]), 64))  # what training on flat images is on the way to
+    values = {f"val_{name}": value for name, value in model.summarize([{"image": flat}]).items()}
+    assert values["val_narrow_scales"] > 0.5 and "learned scales" in model.remark(values)
+    noise = np.random.default_rng(0).integers(0, 256, (64, *SHAPE)).astype(np.uint8)
+    other = small(likelihood="gaussian")
+    assert other.summarize([{"image": noise}])["narrow_scales"] < 0.1
+
+
 # Posteriors and priors
 
 

@@ -12,22 +12,20 @@ import numpy as np
 import tensorflow as tf
 
 from gentf.kernels import random
-from gentf.models.base import Batch, Signature, by_rows
-from gentf.models.images import ImageModel
+from gentf.models.base import Batch
+from gentf.models.latent_images import ROWS_AT_ONCE, LatentImageModel
 from gentf.models.objectives import ELBO, IWAE, BetaTC, Gate, InfoVAE, Objective, Terms
-from gentf.models.variational import DROPOUT, Bound, Variational
+from gentf.models.variational import DROPOUT
 from gentf.nn.likelihoods import LIKELIHOODS, Likelihood
 from gentf.nn.posteriors import POSTERIORS, DiagonalGaussian, Posterior
-from gentf.nn.priors import PRIORS, FlowPrior, MixturePrior, Prior, fit_mixture
+from gentf.nn.priors import PRIORS, FlowPrior, MixturePrior, Prior, VampPrior, fit_mixture
 from gentf.nn.vae import ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder
 
-LABEL, PIXELS = 2**31 - 1, 2**31 - 2  # streams of a sample's row seed: beyond those of its latents
-ROWS_AT_ONCE = 1000  # decoded together where likelihoods are estimated
 OBJECTIVES = ("elbo", "iwae", "beta_tc", "info")
 
 
 @keras.saving.register_keras_serializable("gentf")
-class VAE(Variational, ImageModel):
+class VAE(LatentImageModel):
     """p(x) = E p(x | z) over latents z of the prior, learned with an approximate posterior q(z | x).
 
     Args:
@@ -117,16 +115,21 @@ class VAE(Variational, ImageModel):
             info_alpha=info_alpha, info_weight=info_weight,
         )  # fmt: skip
         self._options = options
-        self._given: dict[str, Any] = {"likelihood": likelihood, "posterior": posterior, "prior": prior, "objective": objective}
+        self._given: dict[str, Any] = {
+            "likelihood": likelihood,
+            "posterior": posterior,
+            "prior": prior,
+            "objective": objective,
+        }
         self.likelihood = self._make_likelihood(likelihood)
         self.objective = _make_objective(objective, options)
         self._own_networks = encoder is None, decoder is None
         self._make_parts(encoder, decoder)
         if getattr(self.objective, "doubly", False) and not self.posterior.has_density:
             raise ValueError("`doubly` must be False with a posterior that is a flow: its density takes D steps")
-        if objective == "beta_tc" and not isinstance(self.posterior, DiagonalGaussian):
+        if isinstance(self.objective, BetaTC) and not isinstance(self.posterior, DiagonalGaussian):
             raise ValueError("`posterior` must be diagonal for the objective beta_tc")
-        if prior == "vamp" and (self._condition_size or not isinstance(self.posterior, DiagonalGaussian)):
+        if isinstance(self.prior, VampPrior) and (self._condition_size or not isinstance(self.posterior, DiagonalGaussian)):
             raise ValueError("`prior` may be vamp with a diagonal posterior and without a condition only")
         self._estimators: dict[tuple[int, bool], Any] = {}
         self.build()
@@ -134,17 +137,8 @@ class VAE(Variational, ImageModel):
     # Parts
 
     @property
-    def _condition_size(self) -> int:
-        return self.num_classes + self.condition_dim
-
-    @property
     def latent_width(self) -> int:
         return self.latent_dim
-
-    @property
-    def levels(self) -> int | None:
-        """Values that a number of an image may have; None where it is continuous."""
-        return self.likelihood.levels
 
     def _make_likelihood(self, given: str | Likelihood) -> Likelihood:
         if isinstance(given, Likelihood):
@@ -213,22 +207,6 @@ class VAE(Variational, ImageModel):
 
     # The model
 
-    def prepare(self, data: Any) -> Batch:
-        """As of `ImageModel`; with `condition_dim` a batch also has "condition", (B, V) float32, in the label's
-        place."""
-        if not self.condition_dim:
-            return super().prepare(data)
-        if isinstance(data, Mapping):
-            condition = data.get("condition")
-        else:
-            condition = data[1] if isinstance(data, (tuple, list)) and len(data) > 1 else None
-        if condition is None:
-            raise ValueError("`condition` must be given to a conditional model. Received: condition=None")
-        return super().prepare(data) | {"condition": tf.cast(condition, tf.float32)}
-
-    def _condition(self, label: tf.Tensor | None, vector: tf.Tensor | None = None) -> tf.Tensor | None:
-        return tf.one_hot(label, self.num_classes) if label is not None else vector
-
     def infer(self, batch: Batch, training: bool = False, density: tuple | None = None) -> tuple:
         """Parameters of the posterior, those of the prior, and the condition."""
         condition = self._condition(batch.get("label"), batch.get("condition"))
@@ -292,115 +270,9 @@ class VAE(Variational, ImageModel):
         squares = tf.square(z[:, None] - mean) * tf.exp(-log_var)
         return -0.5 * (squares + log_var + math.log(2.0 * math.pi))
 
-    # Likelihoods
-
-    def problem(self, data: Mapping[str, Any]) -> str | None:
-        return self.likelihood.problem(self.prepare_images(data["image"]))
-
-    def prepare_images(self, images: np.ndarray) -> np.ndarray:
-        """(n, H, W, C) uint8, or float in [-1, 1] -> float32."""
-        images = np.asarray(images)
-        return images.astype(np.float32) / 127.5 - 1.0 if images.dtype == np.uint8 else images.astype(np.float32)
-
-    def bound(
-        self,
-        images: np.ndarray,
-        samples: int = 100,
-        *,
-        condition: np.ndarray | None = None,
-        seed: int = 0,
-        jit: bool = True,
-    ) -> Bound:
-        """Importance-sampled log p(x) of images, a lower bound in expectation: all of it in one compiled pass.
-
-        Args:
-            images: (n, H, W, C) uint8, or float in [-1, 1].
-            samples: k, latents an image. The bound rises to log p(x) with k.
-            condition: (n,) classes or (n, V) vectors, for a conditional model.
-            seed: of the latents; image i has the row seed [seed, i].
-            jit: compile with XLA.
-        Errors: ValueError for images outside the likelihood's support.
-        """
-        if samples < 1:
-            raise ValueError(f"`samples` must be at least 1. Received: samples={samples}")
-        signed = self.prepare_images(images)
-        wrong = self.likelihood.problem(signed)
-        if wrong:
-            raise ValueError(f"`images` must be values of the likelihood: {wrong}")
-        batch = {name: part.numpy() for name, part in self.prepare((signed, condition)).items()}
-        key = (samples, jit)
-        if key not in self._estimators:
-            self._estimators[key] = tf.function(
-                lambda batch, seed: self._estimate_all(batch, seed, samples), jit_compile=jit, autograph=False
-            )
-        rows = _rows(samples)
-        count = len(signed)
-        filled = -(-count // rows) * rows
-        spread = random.spread(seed, filled)
-        padded = {name: np.resize(part, (filled, *part.shape[1:])) for name, part in batch.items()}
-        fields = self._estimators[key](padded, spread).numpy()[:count]
-        return Bound(*fields.T)
-
-    def _estimate_all(self, batch: Batch, seed: tf.Tensor, samples: int) -> tf.Tensor:
-        """`estimate` of a multiple of `_rows(samples)` examples, in blocks of them: (n, 4)."""
-        rows = _rows(samples)
-        density = self.density()
-        count = seed.shape[0] // rows
-
-        def step(number, fields):
-            part = {
-                name: tf.slice(values, [number * rows] + [0] * (len(values.shape) - 1), [rows, *values.shape[1:]])
-                for name, values in (batch | {"seed": seed}).items()
-            }
-            own = part.pop("seed")
-            inferred = self.infer(part, density=density)
-            found = self.estimate(part, own, samples, ROWS_AT_ONCE // rows, inferred)
-            return number + 1, fields.write(number, found)
-
-        fields = tf.TensorArray(tf.float32, count, element_shape=(rows, 4))
-        fields = tf.while_loop(lambda number, _: number < count, step, (0, fields), parallel_iterations=1)[1]
-        return tf.reshape(fields.stack(), (-1, 4))
-
-    def log_prob(self, images: np.ndarray, condition: np.ndarray | None = None, samples: int = 100) -> np.ndarray:
-        """`bound(images, samples).log_prob`: (n,) float32 nats, a lower bound in expectation."""
-        return self.bound(images, samples, condition=condition).log_prob
-
-    # Codes and images
-
-    def encode(self, images: np.ndarray, condition: np.ndarray | None = None) -> np.ndarray:
-        """Means of the posterior: (n, D) float32. Arguments as of `bound`."""
-        return self._by_batch(lambda batch: self.codes(self.infer(batch)), images, condition)
-
-    def decode(self, z: np.ndarray, condition: np.ndarray | None = None) -> np.ndarray:
-        """Means of p(x | z): (n, D) -> (n, H, W, C) float32 in [-1, 1]."""
-        z = np.asarray(z, np.float32)
-        if z.ndim != 2 or z.shape[1] != self.latent_width:
-            raise ValueError(f"`z` must be (n, {self.latent_width}). Received: z.shape={z.shape}")
-        label, vector = (condition, None) if self.num_classes else (None, condition)
-        label = None if label is None else tf.constant(np.broadcast_to(label, len(z)), tf.int32)
-        if self._condition_size and condition is None:
-            raise ValueError("`condition` must be given to a conditional model. Received: condition=None")
-        parts = []
-        for start in range(0, len(z), ROWS_AT_ONCE):
-            part = slice(start, start + ROWS_AT_ONCE)
-            own = self._condition(None if label is None else label[part], None if vector is None else vector[part])
-            parts.append(self._mean(tf.constant(z[part]), own).numpy())
-        return np.concatenate(parts)
-
-    def reconstruct(self, images: np.ndarray, condition: np.ndarray | None = None) -> np.ndarray:
-        """`decode` of `encode`: (n, H, W, C) float32 in [-1, 1]."""
-        return self.decode(self.encode(images, condition), condition)
-
-    def _by_batch(self, function, images, condition) -> np.ndarray:
-        parts = []
-        for start in range(0, len(images), ROWS_AT_ONCE):
-            part = slice(start, start + ROWS_AT_ONCE)
-            batch = self.prepare((images[part], None if condition is None else condition[part]))
-            parts.append(function(batch).numpy())
-        return np.concatenate(parts)
-
-    def _mean(self, z: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
-        return self.likelihood.mean(self.decode_outputs(z, condition))
+    def sample_latents(self, density: tuple, seed: tf.Tensor) -> tf.Tensor:
+        """(B, 2) row seeds -> (B, D), what the decoder takes."""
+        return self.prior.draw(density, seed)
 
     def with_fitted_prior(
         self, images: np.ndarray, kind: str = "mixture", components: int = 10, steps: int = 2000, seed: int = 0
@@ -441,81 +313,6 @@ class VAE(Variational, ImageModel):
             for weight, own in zip(getattr(fitted, part).weights, getattr(self, part).weights, strict=True):
                 weight.assign(own)
         return fitted
-
-    # Sampling and serving
-
-    def sample_rows(self, seed: tf.Tensor, label: tf.Tensor | None) -> tf.Tensor:
-        density = self.density()
-
-        def rows(seed, label):
-            condition = label
-            if self.num_classes:
-                drawn = random.categorical(seed, tf.zeros((tf.shape(seed)[0], self.num_classes)), LABEL)
-                condition = self._condition(tf.where(label < 0, drawn, label))
-            z = self.sample_latents(density, seed)
-            return self.show(self.decode_outputs(z, condition), seed)
-
-        return by_rows(rows, seed, label)
-
-    def sample_latents(self, density: tuple, seed: tf.Tensor) -> tf.Tensor:
-        """(B, 2) row seeds -> (B, D), what the decoder takes."""
-        return self.prior.draw(density, seed)
-
-    def show(self, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """Images (B, H, W, C) float32 of the likelihood's parameters: its mean or a draw."""
-        return self.likelihood.mean(outputs) if self.shown == "mean" else self.likelihood.sample(outputs, seed, PIXELS)
-
-    def signatures(self) -> dict[str, Signature]:
-        named = "label" if self.num_classes else "condition"
-
-        def batch_of(image, condition):
-            return {"image": image} | ({} if condition is None else {named: condition})
-
-        def encoded(image, condition):
-            return self.codes(self.infer(batch_of(image, condition)))
-
-        def one_hot(condition):
-            return self._condition(condition) if self.num_classes else condition
-
-        def sample(seed, label=None, condition=None):
-            image = self.sample_rows(seed, condition if label is None else label)
-            pixels = tf.cast(tf.clip_by_value(tf.round((image + 1.0) * 127.5), 0.0, 255.0), tf.uint8)
-            return {"image": image, "image_bytes": tf.io.encode_png(pixels)}
-
-        def encode(image, label=None, condition=None):
-            return {"z": by_rows(encoded, image, condition if label is None else label)}
-
-        def decode(z, label=None, condition=None):
-            given = condition if label is None else label
-            return {"image": by_rows(lambda z, c: self._mean(z, one_hot(c)), z, given)}
-
-        def reconstruct(image, label=None, condition=None):
-            given = condition if label is None else label
-            return {"image": by_rows(lambda x, c: self._mean(encoded(x, c), one_hot(c)), image, given)}
-
-        def log_prob(image, seed, label=None, condition=None):
-            def fields(image, seed, condition):
-                return self.estimate(batch_of(image, condition), seed, self.served_samples, self.served_samples)
-
-            found = by_rows(fields, image, seed, condition if label is None else label)
-            return {"log_prob": found[:, 0], "stderr": found[:, 1], "elbo": found[:, 2]}
-
-        given: dict[str, tf.TensorSpec] = {}
-        if self.num_classes:
-            given = {"label": tf.TensorSpec((None,), tf.int32)}
-        elif self.condition_dim:
-            given = {"condition": tf.TensorSpec((None, self.condition_dim), tf.float32)}
-        seed = {"seed": tf.TensorSpec((None, 2), tf.int32)}
-        image = {"image": tf.TensorSpec((None, *self.image_shape), tf.float32)}
-        z = {"z": tf.TensorSpec((None, self.latent_width), tf.float32)}
-        return {
-            "serving_default": Signature(sample, seed | given),
-            "sample": Signature(sample, seed | given),
-            "encode": Signature(encode, image | given),
-            "decode": Signature(decode, z | given),
-            "reconstruct": Signature(reconstruct, image | given),
-            "log_prob": Signature(log_prob, image | seed | given),
-        }
 
     def get_config(self) -> dict[str, Any]:
         given = {
@@ -566,11 +363,6 @@ def _run(network: keras.layers.Layer, x: tf.Tensor, condition: tf.Tensor | None)
     if isinstance(network, keras.Model):
         return network(x if condition is None else [x, condition])
     return network(x, condition)
-
-
-def _rows(samples: int) -> int:
-    """Images whose likelihoods are estimated together."""
-    return max(1, min(100, ROWS_AT_ONCE // min(samples, 50)))
 
 
 def _positive(**values: int) -> None:

@@ -161,6 +161,10 @@ class Gaussian(Likelihood):
         mean, raw = tf.split(outputs, 2, axis=-1)
         return mean, math.log(MIN_SCALE) + tf.nn.softplus(raw - math.log(MIN_SCALE))
 
+    def narrow(self, outputs: tf.Tensor) -> tf.Tensor:
+        """Share of the learned scales that are within a tenth of the least, scalar float32."""
+        return tf.reduce_mean(tf.cast(self.parameters(outputs)[1] < math.log(1.1 * MIN_SCALE), tf.float32))
+
     def log_prob(self, outputs, x):
         mean, log_scale = self.parameters(outputs)
         distance = (tf.cast(x, tf.float32) - mean) * tf.exp(-log_scale)
