@@ -16,7 +16,7 @@ SPAN = 3.0  # standard deviations of a normal prior, to both sides
 
 @click.command()
 @click.argument("run", metavar="RUN")
-@click.argument("what", metavar="|".join(SHOWN), type=click.Choice(SHOWN))
+@click.argument("what", metavar="WHAT", type=click.Choice(SHOWN))
 @click.option("-n", "--rows", type=click.IntRange(1, 100), default=8, show_default=True, help="Rows of the picture.")
 @click.option("--steps", type=click.IntRange(2, 100), default=9, show_default=True, help="Images in a row.")
 @click.option("--linear", is_flag=True, help="interpolate: on straight lines; else on great circles.")
@@ -31,10 +31,11 @@ SPAN = 3.0  # standard deviations of a normal prior, to both sides
 def latents(
     run: str, what: str, rows: int, steps: int, linear: bool, split: str, checkpoint: str | int, out: Path
 ) -> None:
-    """Draw what the codes of an autoencoder hold, from images of its data.
+    """Draw what the codes of an autoencoder hold.
 
-    reconstruct: images, and under them what is left of them after encoding and decoding. interpolate: from one image
-    to another by way of their codes. traverse: one image, with one number of its code from -3 to 3 in each row; the
+    RUN is the folder of one that was trained on images, WHAT one of these. reconstruct: images, and under them what is
+    left of them after encoding and decoding. interpolate: from one image to another by way of their codes. traverse:
+    one image, with one number of its code from -3 to 3 in each row; the
     numbers that vary most over images come first.
 
     \b

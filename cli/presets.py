@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from gentf.config import Config
+    from gentf.schema import Config
 
 HEADER = ("PRESET", "DATA", "NETWORK", "LOSS", "EPOCHS", "BATCH", "DESCRIPTION")
 

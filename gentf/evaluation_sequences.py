@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from gentf.config import Config
 from gentf.data import DataSource, Split, harmony, midi
 from gentf.data.tokenizers import Tokenizer
 from gentf.errors import UserError
 from gentf.kernels import random
 from gentf.metrics import diversity, frames, overlap
-from gentf.metrics.estimate import Estimate, mean_of, share_of
+from gentf.metrics.estimate import Estimate, mean_of, ratio_of, share_of
 from gentf.metrics.ngram import NGram
 from gentf.metrics.table import Meaning, Metrics, entry
 from gentf.models import load_data
+from gentf.schema import Config
 
 Tell = Callable[[str, int, int], None]
 
@@ -441,19 +441,3 @@ def answer_metrics(answers: Sequence[str], targets: Sequence[str]) -> Metrics:
         "exact_match": entry(overlap.exact_match(list(answers), list(targets)), 0.0, 1.0),
         "edit_distance": entry(mean_of(distances), 0.0, nothing),
     }
-
-
-def ratio_of(sums: Sequence[float] | np.ndarray, sizes: Sequence[int] | np.ndarray) -> Estimate:
-    """The mean of all symbols of some groups, with the standard error of other groups being drawn.
-
-    Args:
-        sums: (n,) of each group; sizes: (n,) symbols of each, at least one in all.
-    Returns:
-        sum(sums) / sum(sizes). The error is that of a ratio, by linearization; NaN for a single group.
-    """
-    total, count = np.asarray(sums, np.float64), np.asarray(sizes, np.float64)
-    mean, num = total.sum() / count.sum(), len(total)
-    if num == 1:
-        return Estimate(float(mean), math.nan)
-    variance = ((total - mean * count) ** 2).sum() * num / (num - 1)
-    return Estimate(float(mean), float(np.sqrt(variance) / count.sum()))

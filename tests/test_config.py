@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gentf import config as configs
-from gentf.config import Config, dump_yaml, from_dict, resolve, to_dict, with_override
+from gentf.config import dump_yaml, from_dict, resolve, to_dict, with_override
 from gentf.errors import UserError
+from gentf.schema import Config
 
 
 @pytest.mark.parametrize("name", configs.preset_names())

@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from gentf import config as configs
+from gentf import schema
 from gentf.data import load
 from gentf.data.tokenizers import train as train_tokenizer
 from gentf.errors import UserError
@@ -388,7 +389,7 @@ def test_config_builds_the_preset_and_its_data():
     model = build(config, source.spec)
     batch = next(iter(source.train.batches(8)))
     assert 2.0 < float(model.losses_on(model.prepare(batch), False)["loss"]) < 6.0
-    other = dataclasses.replace(config, model=configs.RNNConfig())
+    other = dataclasses.replace(config, model=schema.RNNConfig())
     with pytest.raises(UserError, match=r"model.family.*encoder_decoder for pairs"):
         build(other, source.spec)
 

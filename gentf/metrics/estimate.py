@@ -1,5 +1,6 @@
 """What every metric returns, and how images are read before they are measured."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +36,22 @@ def share_of(hits: np.ndarray) -> Estimate:
         raise ValueError("`hits` must hold at least one entry. Received: 0 entries")
     shrunk = (hits.sum() + 0.5) / (hits.size + 1)
     return Estimate(float(hits.mean()), float(np.sqrt(shrunk * (1 - shrunk) / hits.size)))
+
+
+def ratio_of(sums: Sequence[float] | np.ndarray, sizes: Sequence[int] | np.ndarray) -> Estimate:
+    """The mean of all symbols of some groups, with the standard error of other groups being drawn.
+
+    Args:
+        sums: (n,) of each group; sizes: (n,) symbols of each, at least one in all.
+    Returns:
+        sum(sums) / sum(sizes). The error is that of a ratio, by linearization; NaN for a single group.
+    """
+    total, count = np.asarray(sums, np.float64), np.asarray(sizes, np.float64)
+    mean, num = total.sum() / count.sum(), len(total)
+    if num == 1:
+        return Estimate(float(mean), float("nan"))
+    variance = ((total - mean * count) ** 2).sum() * num / (num - 1)
+    return Estimate(float(mean), float(np.sqrt(variance) / count.sum()))
 
 
 def to_signed(images: np.ndarray, name: str = "images") -> np.ndarray:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gentf.metrics.estimate import Estimate
+from gentf.metrics.estimate import Estimate, ratio_of
 
 
 def bernoulli_nats(train: Sequence[np.ndarray], test: Sequence[np.ndarray]) -> Estimate:
@@ -63,17 +63,11 @@ def _nats(p, frames):
 
 
 def _per_frame(nats):
-    """Mean over all frames of all pieces, a ratio of sums over pieces, with the standard error of that ratio."""
-    sums = np.array([piece.sum() for piece in nats])
-    lengths = np.array([piece.size for piece in nats])
-    if not lengths.sum():
+    """Mean over all frames of all pieces."""
+    lengths = [piece.size for piece in nats]
+    if not sum(lengths):
         raise ValueError("`test` must hold a frame with one before it. Received: pieces of one frame")
-    mean = sums.sum() / lengths.sum()
-    num = len(nats)
-    if num == 1:
-        return Estimate(float(mean), float("nan"))
-    variance = ((sums - mean * lengths) ** 2).sum() * num / (num - 1)
-    return Estimate(float(mean), float(np.sqrt(variance) / lengths.sum()))
+    return ratio_of([piece.sum() for piece in nats], lengths)
 
 
 def _pieces(train, test):

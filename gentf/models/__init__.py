@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from gentf.config import Config, resolve
+from gentf.config import resolve
 from gentf.data import DataSpec, load
 from gentf.errors import UserError
 from gentf.kernels.optimizer import Adam, AdamW, Lion
@@ -20,6 +20,8 @@ from gentf.models.rnn import RNN
 from gentf.models.sequence import SequenceModel
 from gentf.models.transformer import Transformer
 from gentf.models.vae import VAE
+from gentf.models.vqvae import VQVAE
+from gentf.schema import Config
 
 FAMILIES: dict[str, type[GenerativeModel]] = {
     "gan": GAN,
@@ -29,6 +31,7 @@ FAMILIES: dict[str, type[GenerativeModel]] = {
     "pixelcnn": PixelCNN,
     "vae": VAE,
     "ladder_vae": LadderVAE,
+    "vqvae": VQVAE,
 }
 #: Names of the variables that weight decay leaves alone: biases, gains, and tables of which few rows are read.
 NOT_DECAYED = ["bias", "gain", "shift", "embedding", "positions", "class_state"]
@@ -37,6 +40,7 @@ __all__ = [
     "FAMILIES",
     "GAN",
     "VAE",
+    "VQVAE",
     "RNN",
     "EncoderDecoder",
     "GenerativeModel",

@@ -288,6 +288,16 @@ class GenerativeModel(keras.Model):
     def metrics(self) -> list:
         return []  # `fit` logs what the steps return; Keras would add a loss of its own
 
+    @staticmethod
+    def check_draw(num: int, seed: int | None) -> int:
+        """The seed of `num` samples: as given, or a fresh one. ValueError for a number or seed out of range."""
+        if num < 1:
+            raise ValueError(f"`num` must be at least 1. Received: num={num}")
+        seed = int(np.random.SeedSequence().generate_state(1)[0] >> 1) if seed is None else seed
+        if not 0 <= seed < 2**31:
+            raise ValueError(f"`seed` must be from 0 to 2**31 - 1. Received: seed={seed}")
+        return seed
+
     def check_condition(self, condition: Any, num: int) -> np.ndarray | None:
         """(num,) int32 classes, -1 for one drawn by the row's seed, or vectors (num, V) float32; None for an
         unconditional model."""

@@ -23,7 +23,7 @@ from gentf.nn.dropout import dropout as drop
 from gentf.nn.encoder_decoder import DecoderBlock, EncoderBlock, RelativeBias, RMSNormalization, rms_normalized
 from gentf.nn.transformer import Linear
 from gentf.sampling.decode import Decoder
-from gentf.sampling.generate import ROWS
+from gentf.sampling.generate import ROWS, padded
 
 CORRUPT = 1  # stream of randomness inside a step, beside that of dropout
 START = 0  # stands before each target, and ends it
@@ -243,10 +243,12 @@ class EncoderDecoder(SequenceModel):
         for first in range(0, len(targets), ROWS):
             part = slice(first, first + ROWS)
             ends = [np.append(bare.encode(target), START) for target in targets[part]]
+            read = [codec.encode(source) for source in sources[part]]
+            whole, lengths = padded(ends, len(ends), max(map(len, ends)))
             batch = {
-                "source": _padded([codec.encode(source) for source in sources[part]]),
-                "target": _padded(ends),
-                "target_length": tf.constant([len(end) for end in ends]),
+                "source": tf.constant(padded(read, len(read), max(map(len, read)))[0]),
+                "target": tf.constant(whole),
+                "target_length": tf.constant(lengths),
             }
             found.append(-self._scorer(batch).numpy())
         return np.concatenate(found)
@@ -424,10 +426,3 @@ def _checked(name: str, tokens: Any) -> tf.Tensor:
     if tokens.shape.rank != 2 or (name == "tokens" and tokens.shape[1] is None):
         raise ValueError(f"`{name}` must be (B, T). Received: {name}.shape={tuple(tokens.shape)}")
     return tokens
-
-
-def _padded(rows: list[np.ndarray]) -> tf.Tensor:
-    padded = np.zeros((len(rows), max(map(len, rows))), np.int32)
-    for place, row in zip(padded, rows):
-        place[: len(row)] = row
-    return tf.constant(padded)

@@ -10,7 +10,7 @@ from gentf import losses, nn
 from gentf.kernels import random
 from gentf.kernels.optimizer import Adam
 from gentf.models.base import Batch, Losses, Phase, Signature, by_rows
-from gentf.models.images import ImageModel
+from gentf.models.images import ImageModel, as_answer
 
 # Streams of randomness inside a step.
 DISCRIMINATOR_NOISE, GENERATOR_NOISE, MIX, VALIDATION_NOISE = range(4)
@@ -270,8 +270,7 @@ class GAN(ImageModel):
 
     def signatures(self) -> dict[str, Signature]:
         def serving_default(seed, label=None):
-            image = self.sample_rows(seed, label)
-            return {"image": image, "image_bytes": tf.io.encode_png(to_uint8(image))}
+            return as_answer(self.sample_rows(seed, label))
 
         def decode(z, label=None):
             return {"image": by_rows(self, z, label)}
@@ -305,8 +304,3 @@ class GAN(ImageModel):
             "ema_decay": self.ema_decay,
             "seed": self.seed,
         }
-
-
-def to_uint8(image: tf.Tensor) -> tf.Tensor:
-    """[-1, 1] float -> 0..255 uint8, rounded to the nearest; what lies outside is clipped."""
-    return tf.cast(tf.clip_by_value(tf.round((image + 1.0) * 127.5), 0.0, 255.0), tf.uint8)

@@ -72,11 +72,7 @@ class ImageModel(GenerativeModel):
         Returns:
             (num, H, W, C) float32 in [-1, 1].
         """
-        if num < 1:
-            raise ValueError(f"`num` must be at least 1. Received: num={num}")
-        seed = int(np.random.SeedSequence().generate_state(1)[0] >> 1) if seed is None else seed
-        if not 0 <= seed < 2**31:
-            raise ValueError(f"`seed` must be from 0 to 2**31 - 1. Received: seed={seed}")
+        seed = self.check_draw(num, seed)
         labels = self.check_condition(condition, num)
         if self._sampler is None:
             specs = [tf.TensorSpec((None, 2), tf.int32)]
@@ -90,3 +86,9 @@ class ImageModel(GenerativeModel):
             label = () if labels is None else (tf.constant(labels[start : start + rows]),)
             blocks.append(self._sampler(random.spread(seed, rows, start), *label).numpy())
         return np.concatenate(blocks)
+
+
+def as_answer(image: tf.Tensor) -> dict[str, tf.Tensor]:
+    """What a served model answers of images (B, H, W, C) in [-1, 1]: themselves, and as PNG files of 0..255."""
+    pixels = tf.cast(tf.clip_by_value(tf.round((image + 1.0) * 127.5), 0.0, 255.0), tf.uint8)
+    return {"image": image, "image_bytes": tf.io.encode_png(pixels)}

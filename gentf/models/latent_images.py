@@ -7,8 +7,8 @@ import numpy as np
 import tensorflow as tf
 
 from gentf.kernels import random
-from gentf.models.base import Batch, by_rows
-from gentf.models.images import ImageModel
+from gentf.models.base import Batch, Signature, by_rows
+from gentf.models.images import ImageModel, as_answer
 from gentf.models.variational import Bound, Variational
 from gentf.nn.likelihoods import Gaussian, Likelihood
 
@@ -214,6 +214,56 @@ class LatentImageModel(Variational, ImageModel):
     def show(self, outputs: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """Images (B, H, W, C) float32 of the likelihood's parameters: its mean or a draw."""
         return self.likelihood.mean(outputs) if self.shown == "mean" else self.likelihood.sample(outputs, seed, PIXELS)
+
+    def signatures(self) -> dict[str, Signature]:
+        named = "label" if self.num_classes else "condition"
+
+        def batch_of(image, condition):
+            return {"image": image} | ({} if condition is None else {named: condition})
+
+        def encoded(image, condition):
+            return self.codes(self.infer(batch_of(image, condition)))
+
+        def one_hot(condition):
+            return self._condition(condition) if self.num_classes else condition
+
+        def sample(seed, label=None, condition=None):
+            return as_answer(self.sample_rows(seed, condition if label is None else label))
+
+        def encode(image, label=None, condition=None):
+            return {"z": by_rows(encoded, image, condition if label is None else label)}
+
+        def decode(z, label=None, condition=None):
+            given = condition if label is None else label
+            return {"image": by_rows(lambda z, c: self._mean(z, one_hot(c)), z, given)}
+
+        def reconstruct(image, label=None, condition=None):
+            given = condition if label is None else label
+            return {"image": by_rows(lambda x, c: self._mean(encoded(x, c), one_hot(c)), image, given)}
+
+        def log_prob(image, seed, label=None, condition=None):
+            def fields(image, seed, condition):
+                return self.estimate(batch_of(image, condition), seed, self.served_samples, self.served_samples)
+
+            found = by_rows(fields, image, seed, condition if label is None else label)
+            return {"log_prob": found[:, 0], "stderr": found[:, 1], "elbo": found[:, 2]}
+
+        given: dict[str, tf.TensorSpec] = {}
+        if self.num_classes:
+            given = {"label": tf.TensorSpec((None,), tf.int32)}
+        elif self.condition_dim:
+            given = {"condition": tf.TensorSpec((None, self.condition_dim), tf.float32)}
+        seed = {"seed": tf.TensorSpec((None, 2), tf.int32)}
+        image = {"image": tf.TensorSpec((None, *self.image_shape), tf.float32)}
+        z = {"z": tf.TensorSpec((None, self.latent_width), tf.float32)}
+        return {
+            "serving_default": Signature(sample, seed | given),
+            "sample": Signature(sample, seed | given),
+            "encode": Signature(encode, image | given),
+            "decode": Signature(decode, z | given),
+            "reconstruct": Signature(reconstruct, image | given),
+            "log_prob": Signature(log_prob, image | seed | given),
+        }
 
 
 def _rows(samples: int) -> int:

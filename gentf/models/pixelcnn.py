@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from gentf.kernels import random
 from gentf.models.base import Batch, Losses, Signature, by_rows
-from gentf.models.images import ImageModel
+from gentf.models.images import ImageModel, as_answer
 from gentf.nn.likelihoods import LIKELIHOODS, Likelihood
 from gentf.nn.pixelcnn import PixelCNNNetwork
 from gentf.sampling import decode
@@ -175,9 +175,7 @@ class PixelCNN(ImageModel):
 
     def signatures(self) -> dict[str, Signature]:
         def serving_default(seed, label=None):
-            image = self.sample_rows(seed, label)
-            pixels = tf.cast(tf.clip_by_value(tf.round((image + 1.0) * 127.5), 0.0, 255.0), tf.uint8)
-            return {"image": image, "image_bytes": tf.io.encode_png(pixels)}
+            return as_answer(self.sample_rows(seed, label))
 
         def log_prob(image, label=None):
             def nats(image, label):

@@ -312,11 +312,7 @@ class SequenceModel(Searches, GenerativeModel):
         Returns:
             texts, rolls uint8 (T, 88), or arrays of tokens: without the prompt.
         """
-        if num < 1:
-            raise ValueError(f"`num` must be at least 1. Received: num={num}")
-        seed = int(np.random.SeedSequence().generate_state(1)[0] >> 1) if seed is None else seed
-        if not 0 <= seed < 2**31:
-            raise ValueError(f"`seed` must be from 0 to 2**31 - 1. Received: seed={seed}")
+        seed = self.check_draw(num, seed)
         several = isinstance(prompt, (list, tuple))
         if several and len(prompt) != num:
             raise ValueError(f"`prompt` must be one or a list of {num}. Received: {len(prompt)}")

@@ -129,7 +129,9 @@ class VAE(LatentImageModel):
             raise ValueError("`doubly` must be False with a posterior that is a flow: its density takes D steps")
         if isinstance(self.objective, BetaTC) and not isinstance(self.posterior, DiagonalGaussian):
             raise ValueError("`posterior` must be diagonal for the objective beta_tc")
-        if isinstance(self.prior, VampPrior) and (self._condition_size or not isinstance(self.posterior, DiagonalGaussian)):
+        if isinstance(self.prior, VampPrior) and (
+            self._condition_size or not isinstance(self.posterior, DiagonalGaussian)
+        ):
             raise ValueError("`prior` may be vamp with a diagonal posterior and without a condition only")
         self._estimators: dict[tuple[int, bool], Any] = {}
         self.build()

@@ -8,6 +8,15 @@ import tensorflow as tf
 from gentf.kernels import convolution
 
 
+def normal_initializer(inputs: int, gain: float, seed: int) -> keras.initializers.Initializer:
+    """Normal weights of variance gain / inputs, the number of products that an output adds: 2 keeps the variance from
+    one rectified layer to the next (He et al. 2015, equation 10), 1 from one linear layer to the next.
+
+    Keras counts the inputs of a transposed convolution from its outputs, and not less the stride.
+    """
+    return keras.initializers.RandomNormal(stddev=(gain / inputs) ** 0.5, seed=seed)
+
+
 @keras.saving.register_keras_serializable("gentf")
 class Conv2D(keras.layers.Conv2D):
     """`keras.layers.Conv2D`: see `gentf.kernels.convolution.conv2d`. Grouped convolutions run as Keras runs them."""

@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from gentf.nn.convolution import Conv2D, Conv2DTranspose
+from gentf.nn.convolution import Conv2D, Conv2DTranspose, normal_initializer
 from gentf.nn.dcgan import feature_sizes, feature_widths
 
 KERNEL = 4  # twice the stride
@@ -246,7 +246,8 @@ class ConvDecoder(keras.layers.Layer):
         self.up = [
             Conv2DTranspose(
                 channels, KERNEL, strides=2, padding="same", output_size=self.sizes[stage + 1], dtype=self.dtype_policy,
-                kernel_initializer=keras.initializers.HeNormal(seed=seed + 1 + stage),
+                # an output adds the products of a quarter of the kernel
+                kernel_initializer=normal_initializer(self.widths[stage] * KERNEL**2 // 4, 2.0, seed + 1 + stage),
             )
             for stage, channels in enumerate([*self.widths[1:], self.outputs[2]])
         ]  # fmt: skip

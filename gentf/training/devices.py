@@ -7,8 +7,8 @@ import os
 
 import tensorflow as tf
 
-from gentf.config import Config, GANConfig, VAEConfig
 from gentf.errors import UserError
+from gentf.schema import Config, GANConfig, VAEConfig
 
 #: Whether XLA makes the step faster on a CPU, by network: measured with `make bench` (benchmarks/RESULTS.md).
 FASTER_COMPILED_ON_CPU = {
@@ -21,6 +21,7 @@ FASTER_COMPILED_ON_CPU = {
     "vae-mlp": True,
     "vae-conv": False,
     "ladder_vae": True,
+    "vqvae": False,
 }
 
 

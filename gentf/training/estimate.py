@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gentf.config import Config, dump_yaml
+from gentf.config import dump_yaml
 from gentf.data import DataSpec
 from gentf.models import build, load_data
+from gentf.schema import Config
 from gentf.training import checkpoint, devices
 from gentf.training.loop import total_steps
 from gentf.training.steps import Feed, Steps, call_sizes

@@ -13,12 +13,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from gentf.config import Config, differences, dump_yaml, replace
+from gentf.config import differences, dump_yaml, replace
 from gentf.data import DataSource
 from gentf.errors import UserError
 from gentf.files import atomic_path, atomic_write
 from gentf.models import build, load_data
 from gentf.models.base import GenerativeModel
+from gentf.schema import Config
 from gentf.training import checkpoint, devices, validation
 from gentf.training.log import RunLog, draw_curves
 from gentf.training.run import Run
@@ -178,8 +179,10 @@ class Trainer:
 
     def _look_at_data(self) -> None:
         """Refuse data that the model is not for, before a step is spent on them."""
-        images, labels = self.data.train.arrays(LOOKED_AT) if self.config.data.modality == "image" else (None, None)
-        problem = None if images is None else self.model.problem({"image": images, "label": labels})
+        if self.config.data.modality != "image":
+            return
+        images, labels = self.data.train.arrays(LOOKED_AT)
+        problem = self.model.problem({"image": images, "label": labels})
         if problem:
             raise UserError(f"the data must be such as the model is for: {problem}. Received: {self.data.spec.name}")
 

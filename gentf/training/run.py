@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gentf.config import Config, dump_yaml, load_yaml
+from gentf.config import dump_yaml, load_yaml
 from gentf.data import DataSource, DataSpec
 from gentf.errors import UserError
 from gentf.files import atomic_write
 from gentf.models import build, load_data
 from gentf.models.base import GenerativeModel
+from gentf.schema import Config
 from gentf.training import checkpoint
 from gentf.training.checkpoint import Checkpoints
 

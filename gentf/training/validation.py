@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from gentf.config import Config
 from gentf.data import Split
 from gentf.data.music import pictures
 from gentf.data.sequences import codec_of
@@ -17,6 +16,7 @@ from gentf.models.gan import GAN
 from gentf.models.images import ImageModel
 from gentf.models.sequence import SequenceModel
 from gentf.sampling import images
+from gentf.schema import Config
 from gentf.training.log import DISTANCE, RunLog
 
 GAN_BATCHES = 10  # the losses of both players say little, and a few batches as much

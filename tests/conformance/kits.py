@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from gentf import config as configs
+from gentf import schema
 from gentf.data import DataSpec
 from gentf.data.sequences import load_music
 from gentf.models import build
@@ -32,8 +33,23 @@ SMALL = {
         "model.prior_components=5",
         "model.anneal_steps=0",
         "model.input_dropout=0.1",
+        "model.activation=gated",
+        "model.beta=null",
     ),
-    "ladder_vae": ("model.latent_dims=[4,3]", "model.hidden_units=[12,10]", "model.anneal_steps=0"),
+    "vqvae": (
+        "model.width=8",
+        "model.residual_width=4",
+        "model.residual_layers=1",
+        "model.code_dim=6",
+        "model.codes=16",
+    ),
+    "ladder_vae": (
+        "model.latent_dims=[4,3]",
+        "model.hidden_units=[12,10]",
+        "model.anneal_steps=0",
+        "model.activation=relu",
+        "model.input_dropout=0.1",
+    ),
     "pixelcnn": ("model.layers=2", "model.width=8", "model.first_kernel_size=5", "model.ema_decay=0.5"),
 }
 # a course of the step size that is over before the tests' few steps, and gradients gathered over two of them
@@ -52,7 +68,7 @@ class Kit:
     preset: str
     spec: DataSpec
 
-    def config(self, *overrides: str) -> configs.Config:
+    def config(self, *overrides: str) -> schema.Config:
         return configs.resolve(self.preset, [*small(self.preset), *overrides])
 
     def model(self, *overrides: str) -> Any:
@@ -92,6 +108,8 @@ def small(preset: str) -> list[str]:
     """Overrides that make a preset's model small."""
     config = configs.resolve(preset)
     overrides = list(SMALL[config.model.family])
+    if config.model.family == "vae" and config.model.network == "conv":
+        overrides.append("model.likelihood=mixture")  # one convolutional model is enough
     if config.model.family != "gan":
         overrides += [f"optimizer.{name}={'null' if value is None else value}" for name, value in COURSE.items()]
         overrides += ["optimizer.accumulate=2"] if config.optimizer.accumulate > 1 else []
