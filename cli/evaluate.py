@@ -149,10 +149,11 @@ def report(result: Mapping[str, Any], meanings: Mapping[str, Any]) -> str:
         lines.append("a likelihood has no reference in real data: its floor and ceiling are of these, or certainty")
     if "importance" in result:
         about = result["importance"]
-        lines.append(
-            f"likelihoods are importance-sampled, {about['samples']} codes an image: a bound, which more codes raise; "
-            f"Monte Carlo error of the mean {number(about['stderr'])}"
-        )
+        codes = f"{about['samples']} codes {about['of']}"
+        told = f"likelihoods are importance-sampled, {codes}: a bound, which more codes raise"
+        if about["stderr"] is not None:
+            told += f"; Monte Carlo error of the mean {number(about['stderr'])}"
+        lines.append(told)
     if "classifier" in result:
         accuracy = result["classifier"]
         lines.append(

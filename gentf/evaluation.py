@@ -74,7 +74,7 @@ def evaluate(
             `sequences.MAX_PAIRS`.
         seed: of the samples (those of `model.sample(num, seed=seed)`), projections and bootstrap.
         checkpoint: "last", "best" or a step.
-        importance_samples: latents an image, of a model whose likelihood is estimated from them.
+        importance_samples: latents an image, or a window of a sequence, of a model whose likelihood is a bound.
         progress: called with (label, done, total) now and then.
         warn: called with the text of a warning.
     Returns:
@@ -116,7 +116,7 @@ def evaluate(
     if images:
         result |= _measure(source, held_out, model, samples, importance_samples, seed, progress, warn)
     else:
-        result |= sequences.measure(run.config, source, held_out, model, samples, seed, tell)
+        result |= sequences.measure(run.config, source, held_out, model, samples, importance_samples, seed, tell)
     atomic_write(run.path / "evaluation.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
     return result
 

@@ -50,8 +50,8 @@ def measure(
         samples: latents an image, of a bound.
         seed: of the latents; each block of `SCORED` images has the next one.
     Returns:
-        the metrics; and {"baselines": {"unigram": nats}} and, of a bound, {"importance": {"samples", "stderr"}}, the
-        Monte Carlo part of the standard error of nats_per_image.
+        the metrics; and {"baselines": {"unigram": nats}} and, of a bound, {"importance": {"samples", "of", "stderr"}}:
+        latents, of what, and the Monte Carlo part of the standard error of nats_per_image.
     """
     dimensions = math.prod(source.spec.shape)
     unigram = math.nan if model.levels is None else pixels_apart(source, images, model.levels)
@@ -68,7 +68,7 @@ def measure(
         log_prob, stderr, elbo, distortion = (np.concatenate(field) for field in zip(*bounds))
         noise = float(np.sqrt(np.sum(np.square(stderr, dtype=np.float64))) / len(stderr))
         nats = mean_of(-log_prob)  # the spread of the estimates has their noise in it
-        about["importance"] = {"samples": samples, "stderr": noise}
+        about["importance"] = {"samples": samples, "of": "an image", "stderr": noise}
         metrics["nats_per_image_elbo"] = entry(mean_of(-elbo), 0.0, unigram)
         metrics["distortion"] = entry(mean_of(distortion), 0.0, unigram)
         metrics["rate"] = entry(mean_of(-elbo - distortion), 0.0, math.nan)

@@ -5,6 +5,7 @@ the floor is the best baseline and the ceiling the simplest one: what lies below
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -66,7 +67,14 @@ METRICS = {
 
 
 def measure(
-    config: Config, source: DataSource, held_out: Split, model: Any, samples: int, seed: int, tell: Tell
+    config: Config,
+    source: DataSource,
+    held_out: Split,
+    model: Any,
+    samples: int,
+    importance_samples: int,
+    seed: int,
+    tell: Tell,
 ) -> dict[str, Any]:
     """What `gentf.evaluation.evaluate` measures of a model of sequences.
 
@@ -76,32 +84,39 @@ def measure(
         held_out: the split to measure on, not empty.
         model: as trained.
         samples: to draw, >= 1; lowered to `MAX_SAMPLES` or `MAX_PAIRS`, and to what the held-out data have as much of.
+        importance_samples: latents a window, of a model whose likelihood is estimated from them.
         seed: of the samples.
         tell: called with (label, done, total) now and then.
     Returns:
-        {"samples", "metrics", "baselines", "references"}. Baselines: nats a token of text, a frame of music, a token of
-        a pair's target; of music as tokens those with names that begin with "token_" are nats a token.
+        {"samples", "metrics", "baselines", "references"}, and of a bound "importance" as of
+        `gentf.evaluation_likelihood.measure`. Baselines: nats a token of text, a frame of music, a token of a pair's
+        target; of music as tokens those with names that begin with "token_" are nats a token.
     Raises:
         UserError: an encoder-decoder and text, of which it tells only what was cut out.
     """
+    score, about = model.nats_of_stream, {}
+    if not getattr(model, "exact_likelihood", True):
+        score = functools.partial(model.nats_of_stream, samples=importance_samples)
+        window = f"a window of {model.context} symbols"
+        about = {"importance": {"samples": importance_samples, "of": window, "stderr": None}}
     if source.spec.modality == "text":
         if config.model.family == "encoder_decoder":
             raise UserError("text is measured of models that tell the next token. Received: an encoder-decoder")
-        return _text(source, held_out, model, samples, seed, tell)
+        return about | _text(source, held_out, model, score, samples, seed, tell)
     if source.spec.modality == "music":
-        return _music(config, source, held_out, model, samples, seed, tell)
+        return about | _music(config, source, held_out, model, score, samples, seed, tell)
     return _pairs(source, held_out, model, samples, seed, tell)
 
 
 # Text
 
 
-def _text(source, held_out, model, samples, seed, tell) -> dict[str, Any]:
+def _text(source, held_out, model, score, samples, seed, tell) -> dict[str, Any]:
     spec = source.spec
     train = source.train.contents()["stream"][:MAX_TRAIN]
     stream = held_out.contents()["stream"]
     tell("likelihood", 0, len(stream))
-    nats = model.nats_of_stream(stream).astype(np.float64)
+    nats = score(stream).astype(np.float64)
     tell("likelihood", len(stream), len(stream))
     baselines = token_baselines(train, stream, spec.vocabulary, 3 if spec.tokenizer["kind"] == "bpe" else 5)
     metrics = stream_metrics(nats, stream, Tokenizer.from_dict(spec.tokenizer).pieces, baselines)
@@ -245,7 +260,7 @@ def _longest(model: Any, wanted: int) -> int:
 # Music
 
 
-def _music(config, source, held_out, model, samples, seed, tell) -> dict[str, Any]:
+def _music(config, source, held_out, model, score, samples, seed, tell) -> dict[str, Any]:
     kind = source.spec.tokenizer["kind"]
     read = dataclasses.replace(config.music, tokens="frames", block=WHOLE, transpose=0)
     whole = load_data(dataclasses.replace(config, music=read))
@@ -261,7 +276,7 @@ def _music(config, source, held_out, model, samples, seed, tell) -> dict[str, An
     per_frame, by_ngram = [], []
     if kind == "frames":
         for number, piece in enumerate(test):
-            per_frame.append(model.nats_of_stream(piece).astype(np.float64))
+            per_frame.append(score(piece).astype(np.float64))
             tell("likelihood", number + 1, len(test))
     else:
         learned, stream = (split.contents()["stream"] for split in (source.train, held_out))
@@ -270,7 +285,7 @@ def _music(config, source, held_out, model, samples, seed, tell) -> dict[str, An
         for number, piece in enumerate(test):
             # Each piece by itself, between its boundaries.
             tokens = np.pad((midi.to_chords if kind == "chords" else midi.to_events)(piece), 1)
-            nats = model.nats_of_stream(tokens).astype(np.float64)
+            nats = score(tokens).astype(np.float64)
             per_frame.append(nats_by_frame(nats, tokens, kind))
             by_ngram.append(nats_by_frame(ngram.nats(tokens)[1:], tokens, kind))
             sums.append(nats.sum())
@@ -280,8 +295,9 @@ def _music(config, source, held_out, model, samples, seed, tell) -> dict[str, An
         metrics["nats_per_token"] = entry(ratio_of(sums, sizes), min(known.values()), known["unigram"])
         of_tokens = {f"token_{name}": value for name, value in known.items()}
         references["held_out_tokens"] = len(stream)
-    # Event tokens tell no frame apart, so the first cannot be left out.
-    after_first = [piece[1:] for piece in test if len(piece) > 1 and kind != "events"]
+    # Event tokens tell no frame apart, nor does a bound, so the first cannot be left out.
+    told_apart = kind != "events" and getattr(model, "exact_likelihood", True)
+    after_first = [piece[1:] for piece in test if len(piece) > 1 and told_apart]
     everything = frame_baselines(train, test, by_ngram, [len(piece) for piece in test], True)
     mean = ratio_of([nats.sum() for nats in per_frame], [len(piece) for piece in test])
     rows = {"nats_per_frame_with_first": entry(mean, min(everything.values()), everything["unigram"])}

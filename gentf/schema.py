@@ -252,6 +252,39 @@ class VQVAEConfig:
     feature_weight: float = field(0.2, "features: nats a pixel for a unit of their distance", low=0.0)
 
 
+@dataclass(frozen=True)
+class SequenceVAEConfig:
+    """A variational autoencoder of sequences; the fields are the arguments of `gentf.models.SequenceVAE`."""
+
+    family: str = field("sequence_vae", "model family", choices=("sequence_vae",))
+    context: int | None = field(None, "symbols that share a code where streams are scored; null: those of a window",
+                                low=1, high=2**20)  # fmt: skip
+    cell: str = field("lstm", "recurrent cell", choices=("rnn", "lstm", "gru"))
+    layers: int = field(1, "recurrent layers of the decoder", low=1, high=64)
+    units: int = field(256, "units of each", low=1, high=65_536)
+    embedding: int | None = field(None, "tokens: numbers a token is embedded in; null: units", low=1, high=65_536)
+    dropout: float = field(0.0, "share of units left out after a decoder's layer", low=0.0, high=0.95)
+    input_dropout: float = field(0.0, "share of keys, or tokens, hidden from the decoder in training", low=0.0,
+                                 high=0.99)  # fmt: skip
+    encoder_units: int | None = field(None, "units of the encoder, each way; null: units", low=1, high=65_536)
+    latent_dim: int = field(32, "numbers of a code", low=1, high=100_000)
+    posterior: str = field("diagonal", "normal, with every covariance, or a flow", choices=("diagonal", "full", "iaf"))
+    prior: str = field("normal", "of the codes", choices=("normal", "mixture", "flow"))
+    prior_components: int = field(100, "mixture: components", low=1, high=100_000)
+    flow_steps: int = field(4, "iaf posterior, flow prior: steps", low=1, high=64)
+    flow_hidden: int = field(128, "iaf posterior, flow prior: units of a step's network", low=1, high=65_536)
+    objective: str = field("elbo", "what is minimised", choices=("elbo", "iwae", "beta_tc", "info"))
+    samples: int | None = field(None, "codes an example; null: 1, and 50 of iwae", low=1, high=10_000)
+    beta: float | None = field(None, "price of the rate; of total correlation in beta_tc; null: 1, there 6", low=0.0)
+    anneal_steps: int = field(0, "steps over which the price rises from 0", low=0)
+    capacity: float = field(0.0, "nats that the rate is held to; 0: none", low=0.0)
+    capacity_steps: int = field(0, "steps over which the capacity rises from 0", low=0)
+    free_bits: float = field(0.0, "nats of each latent that cost nothing", low=0.0)
+    doubly: bool = field(True, "iwae: doubly reparameterized gradients")
+    info_alpha: float = field(0.0, "info: share of the rate that is left out", high=1.0)
+    info_weight: float = field(1000.0, "info: of the distance of all codes from the prior", low=0.0)
+
+
 ModelConfig = (
     GANConfig
     | RNNConfig
@@ -261,6 +294,7 @@ ModelConfig = (
     | VAEConfig
     | LadderVAEConfig
     | VQVAEConfig
+    | SequenceVAEConfig
 )
 MODELS: dict[str, type] = {kind.__dataclass_fields__["family"].default: kind for kind in typing.get_args(ModelConfig)}
 

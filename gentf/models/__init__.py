@@ -18,6 +18,7 @@ from gentf.models.ladder_vae import LadderVAE
 from gentf.models.pixelcnn import PixelCNN
 from gentf.models.rnn import RNN
 from gentf.models.sequence import SequenceModel
+from gentf.models.sequence_vae import SequenceVAE
 from gentf.models.transformer import Transformer
 from gentf.models.vae import VAE
 from gentf.models.vqvae import VQVAE
@@ -32,6 +33,7 @@ FAMILIES: dict[str, type[GenerativeModel]] = {
     "vae": VAE,
     "ladder_vae": LadderVAE,
     "vqvae": VQVAE,
+    "sequence_vae": SequenceVAE,
 }
 #: Names of the variables that weight decay leaves alone: biases, gains, and tables of which few rows are read.
 NOT_DECAYED = ["bias", "gain", "shift", "embedding", "positions", "class_state"]
@@ -49,6 +51,7 @@ __all__ = [
     "Phase",
     "PixelCNN",
     "SequenceModel",
+    "SequenceVAE",
     "Signature",
     "Transformer",
     "build",

@@ -4,7 +4,7 @@ A model draws `samples` latents an example and gives their `Terms`; an objective
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -225,3 +225,19 @@ def _course(look: Look, steps: int) -> float | tf.Tensor:
 def _check(name: str, value: float, least: int) -> None:
     if not value >= least:
         raise ValueError(f"`{name}` must be at least {least}. Received: {name}={value}")
+
+
+OBJECTIVES = ("elbo", "iwae", "beta_tc", "info")
+
+
+def make_objective(given: str | Objective, options: Mapping[str, Any]) -> Objective:
+    """The objective of a name in `OBJECTIVES`, with `options` that are the arguments of models; or itself."""
+    if not isinstance(given, str):
+        return given
+    if given == "iwae":
+        return IWAE(50 if options["samples"] is None else options["samples"], options["doubly"])
+    common = {name: options[name] for name in ("anneal_steps", "capacity", "capacity_steps", "free_bits")}
+    common |= {name: options[name] for name in ("samples", "beta") if options[name] is not None}
+    if given == "info":
+        return InfoVAE(alpha=options["info_alpha"], weight=options["info_weight"], **common)
+    return (BetaTC if given == "beta_tc" else ELBO)(**common)

@@ -38,6 +38,10 @@ class RNN(SequenceModel):
     """
 
     time_major = True
+    #: Whether the first layer's product with the embedding is a table that tokens are looked up in.
+    folded = True
+    #: Numbers that the first layer reads beside each symbol.
+    beside = 0
 
     def __init__(
         self,
@@ -60,7 +64,7 @@ class RNN(SequenceModel):
                 raise ValueError(f"`{name}` must be positive. Received: {name}={value}")
         if not 0.0 <= dropout < 1.0:
             raise ValueError(f"`dropout` must be in [0, 1). Received: dropout={dropout}")
-        if not 0.0 <= input_dropout < 1.0 or (input_dropout and vocabulary):
+        if not 0.0 <= input_dropout < 1.0 or (input_dropout and vocabulary and self.folded):
             raise ValueError(
                 f"`input_dropout` must be in [0, 1), and 0 for tokens. Received: input_dropout={input_dropout}"
             )
@@ -76,7 +80,9 @@ class RNN(SequenceModel):
         width = self.embedding_size if vocabulary else KEYS
         if vocabulary:
             self.embedding = self._weight("embedding", (vocabulary, width), "uniform", scale=units**-0.5)
-        self.stack = [self._layer(number, units if number else width) for number in range(layers)]
+        self.stack = [
+            self._layer(str(number), units if number else width + self.beside, units) for number in range(layers)
+        ]
         if not tied:
             self.head = self._weight("head", (units + (KEYS if skip else 0), self.outputs_size), "glorot")
         self.head_bias = self._weight("head_bias", (self.outputs_size,), "zeros" if vocabulary else "rare")
@@ -97,16 +103,16 @@ class RNN(SequenceModel):
         }[kind]
         return self.add_weight(shape=shape, initializer=initializer, name=name)
 
-    def _layer(self, number: int, inputs: int) -> tuple[keras.Variable, ...]:
+    def _layer(self, name: str, inputs: int, units: int) -> tuple[keras.Variable, ...]:
         """Kernel, recurrent kernel, bias, and the GRU's second bias."""
-        columns = GATES[self.cell] * self.units
-        kernel = self._weight(f"kernel_{number}", (inputs, columns), "glorot")
-        recurrent_kernel = self._weight(f"recurrent_kernel_{number}", (self.units, columns), "orthogonal")
-        bias = self._weight(f"bias_{number}", (columns,), "zeros")
+        columns = GATES[self.cell] * units
+        kernel = self._weight(f"kernel_{name}", (inputs, columns), "glorot")
+        recurrent_kernel = self._weight(f"recurrent_kernel_{name}", (units, columns), "orthogonal")
+        bias = self._weight(f"bias_{name}", (columns,), "zeros")
         if self.cell == "lstm":  # open forget gates: Jozefowicz, Zaremba & Sutskever (2015), section 5
-            forget = tf.range(columns) // self.units == 1
+            forget = tf.range(columns) // units == 1
             bias.assign(tf.cast(forget, bias.dtype))
-        rest = (self._weight(f"recurrent_bias_{number}", (columns,), "zeros"),) if self.cell == "gru" else ()
+        rest = (self._weight(f"recurrent_bias_{name}", (columns,), "zeros"),) if self.cell == "gru" else ()
         return kernel, recurrent_kernel, bias, *rest
 
     def build(self, input_shape=None) -> None:
@@ -114,11 +120,29 @@ class RNN(SequenceModel):
 
     def _weights(self) -> list[tuple[tf.Tensor, ...]]:
         """The weights of each layer as tensors; the first kernel of a model of tokens is their table."""
-        found = [tuple(tf.cast(weight.value, self.compute_dtype) for weight in layer) for layer in self.stack]
-        if self.vocabulary:
+        found = [self._cast(layer) for layer in self.stack]
+        if self.vocabulary and self.folded:
             embedding = tf.cast(self.embedding.value, self.compute_dtype)
             found[0] = (tf.matmul(embedding, found[0][0]), *found[0][1:])
         return found
+
+    def _cast(self, layer: tuple[keras.Variable, ...]) -> tuple[tf.Tensor, ...]:
+        return tuple(tf.cast(weight.value, self.compute_dtype) for weight in layer)
+
+    def _kept(self, label: tf.Tensor | None) -> tuple[tf.Tensor, ...]:
+        """What of a condition is read beside each symbol: tensors (B, ...)."""
+        return ()
+
+    def _entered(self, x: tf.Tensor, kept: tuple[tf.Tensor, ...]) -> tf.Tensor:
+        """What the first layer reads of symbols (B,) or (T, B), or frames (.., B, 88)."""
+        return x
+
+    def _by_time(self, symbols: tf.Tensor, seed: tf.Tensor | None = None) -> tf.Tensor:
+        """Symbols (B, T, ...) as (T, B, ...), some hidden where there is a seed."""
+        if seed is not None and self.input_dropout:
+            drawn = random.uniform(seed, (symbols.shape[1], KEYS), INPUT_DROPOUT)
+            symbols = tf.where(drawn < self.input_dropout, 0.0, symbols)
+        return tf.transpose(symbols) if self.vocabulary else tf.transpose(symbols, (1, 0, 2))
 
     def _first(self, rows: Any, label: tf.Tensor | None) -> list[tuple[tf.Tensor, ...]]:
         """The state of each layer before the first step: zeros, or what a class has learned."""
@@ -129,10 +153,7 @@ class RNN(SequenceModel):
         return [tuple(parts[number * layer : number * (layer + 1)]) for layer in range(self.num_layers)]
 
     def hidden(self, symbols, label, seed):
-        if seed is not None and self.input_dropout:
-            drawn = random.uniform(seed, (symbols.shape[1], KEYS), INPUT_DROPOUT)
-            symbols = tf.where(drawn < self.input_dropout, 0.0, symbols)
-        x = tf.transpose(symbols) if self.vocabulary else tf.transpose(symbols, (1, 0, 2))
+        x = self._entered(self._by_time(symbols, seed), self._kept(label))
         return self._run(self._weights(), x, self._first(tf.shape(symbols)[0], label), None, seed)[0]
 
     def _run(self, weights, x, state, mask, seed):
@@ -141,20 +162,27 @@ class RNN(SequenceModel):
         x = x if x.dtype.is_integer else tf.cast(x, self.compute_dtype)
         symbols, last = x, []
         for number, (layer, first) in enumerate(zip(weights, state)):
-            if self.cell == "gru":
-                kernel, recurrent_kernel, bias, recurrent_bias = layer
-                options = {"recurrent_bias": recurrent_bias, "mask": mask}
-                x, end = recurrent.gru(x, kernel, recurrent_kernel, bias, first[0], **options)
-            else:
-                run: Any = recurrent.lstm if self.cell == "lstm" else recurrent.rnn
-                x, end = run(x, *layer, first if self.cell == "lstm" else first[0], mask=mask)
-            last.append(tuple(tf.cast(part, tf.float32) for part in (end if self.cell == "lstm" else (end,))))
+            x, end = self._along(x, layer, first, mask)
+            last.append(end)
             if seed is not None and self.dropout_rate:
                 pattern = dropout(
                     tf.ones((x.shape[1] or tf.shape(x)[1], self.units), x.dtype), self.dropout_rate, seed, number
                 )
                 x *= pattern
         return tf.concat([x, symbols], axis=-1) if self.skip else x, tuple(last)
+
+    def _along(self, x, layer, first, mask, reverse=False):
+        """One layer over all steps: its outputs (T, B, units), and its last state, float32."""
+        options: dict[str, Any] = {"mask": mask, "reverse": reverse}
+        kernel, recurrent_kernel, bias, *rest = layer
+        if self.cell == "lstm":
+            x, end = recurrent.lstm(x, kernel, recurrent_kernel, bias, first, **options)
+        elif self.cell == "gru":
+            options["recurrent_bias"] = rest[0]
+            x, end = recurrent.gru(x, kernel, recurrent_kernel, bias, first[0], **options)
+        else:
+            x, end = recurrent.rnn(x, kernel, recurrent_kernel, bias, first[0], **options)
+        return x, tuple(tf.cast(part, tf.float32) for part in (end if self.cell == "lstm" else (end,)))
 
     def _nats_along(self, inputs, targets):
         """In parts, each from the state that the one before left."""
@@ -170,8 +198,7 @@ class RNN(SequenceModel):
         return np.concatenate(found)
 
     def _part(self, inputs, targets, state):
-        x = tf.transpose(inputs) if self.vocabulary else tf.transpose(inputs, (1, 0, 2))
-        outputs, state = self._run(self._weights(), x, state, None, None)
+        outputs, state = self._run(self._weights(), self._by_time(inputs), state, None, None)
         return self._nats_of(outputs, targets)[0], state
 
     def output_layer(self):
@@ -192,24 +219,26 @@ class RNN(SequenceModel):
             return tf.concat([tf.cast(h, kernel.dtype), tf.cast(symbol, kernel.dtype)], axis=-1)
 
         def init_state(rows, capacity, label=None):
-            return tuple(self._first(rows, label))
+            return self._kept(label), tuple(self._first(rows, label))
 
         def prefill(symbols, lengths, state):
-            x = tf.transpose(symbols) if self.vocabulary else tf.transpose(symbols, (1, 0, 2))
+            kept, layers = state
+            x = self._entered(self._by_time(symbols), kept)
             mask = recurrent.lengths_mask(lengths, tf.shape(x)[0])
-            outputs, state = self._run(weights, x, state, mask, None)
+            outputs, layers = self._run(weights, x, layers, mask, None)
             last = outputs[-1, :, : self.units]  # masked steps repeat the state
             if self.skip:
                 symbol = tf.gather(symbols, tf.maximum(lengths - 1, 0), axis=1, batch_dims=1)
                 last = seen_by_head(last, tf.where((lengths > 0)[:, None], symbol, tf.zeros_like(symbol)))
-            return logits_of(last), state
+            return logits_of(last), (kept, layers)
 
         def step(symbol, position, state):
-            x, after = symbol, []
-            for advance, before in zip(steps, state):
+            kept, layers = state
+            x, after = self._entered(symbol, kept), []
+            for advance, before in zip(steps, layers):
                 after.append(advance(x, before))
                 x = after[-1][0]
-            return logits_of(seen_by_head(x, symbol) if self.skip else x), tuple(after)
+            return logits_of(seen_by_head(x, symbol) if self.skip else x), (kept, tuple(after))
 
         return Decoder(init_state, prefill, step, width=0 if self.vocabulary else KEYS)
 

@@ -88,6 +88,7 @@ class SequenceModel(Searches, GenerativeModel):
         raise NotImplementedError
 
     time_major = False
+    exact_likelihood = True
     #: Whether a prompt is the source of an encoder, and not the beginning of the sequence.
     prompt_is_source = False
 
@@ -238,9 +239,7 @@ class SequenceModel(Searches, GenerativeModel):
         if not self.vocabulary:  # the first frame is predicted from one of silence, as in `prepare`
             symbols = [np.concatenate([np.zeros((1, KEYS), np.float32), frames]) for frames in symbols]
         symbols = fit(symbols, room)
-        labels = self.check_condition(condition, num)
-        if labels is not None and seeds is not None:
-            labels = self._drawn_labels(tf.constant(seeds), tf.constant(labels)).numpy()
+        labels = self._conditions(self.check_condition(condition, num), seeds)
         chosen = Controls(**controls_of(num, **controls))
         return symbols, labels, self._rules(codec, stop, constraint), chosen
 
@@ -251,6 +250,16 @@ class SequenceModel(Searches, GenerativeModel):
     def _prompt_room(self, max_length: int) -> int | None:
         """Symbols of a prompt that are read."""
         return self.context
+
+    def _conditions(self, given: np.ndarray | None, seeds: np.ndarray | None) -> np.ndarray | None:
+        """What rows are generated under, (n, ...): as given, and drawn by their seeds where it is not."""
+        if given is None or seeds is None:
+            return given
+        return self._drawn_labels(tf.constant(seeds), tf.constant(given)).numpy()
+
+    def served_conditions(self, given: Mapping[str, tf.Tensor]) -> tf.Tensor | None:
+        """The same of a request to an exported model."""
+        return self._drawn_labels(given["seed"], given["label"]) if self.num_classes else None
 
     def _drawn_labels(self, seeds: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         """(B,) int32 classes; what is none is drawn by the row's seed."""

@@ -23,6 +23,8 @@ import numpy as np
 import tensorflow as tf
 
 from gentf.kernels.tracing import size
+from gentf.models.prompts import KEYS
+from gentf.models.variational import Variational
 from gentf.sampling import decode
 from gentf.sampling.decode import Controls, Decoding, Rules
 
@@ -77,6 +79,14 @@ def signatures(
     event tokens `top_p` too, and `tokens` (B, T) int32 instead of a roll. Models of tokens without a text: these, and
     `prompt` (B, P) int32 with `prompt_length` int32. Conditional models: `label` int32 besides.
 
+    Latent variable models have no `score`, and besides:
+
+    - `encode`: `text`; or `roll` (B, T, 88) int32, or `tokens` (B, T) int32, with `length` int32 -> `z` (B, D) float32,
+      means of the posterior.
+    - `decode`: `z`, and what `generate` takes -> as `generate`, whose codes are drawn from the prior by `seed`.
+    - `log_prob`: what `encode` takes and `seed` -> `log_prob`, `stderr` and `elbo` float32, as of `bound` with the
+      model's `served_samples`.
+
     All have the batch first: (B,) where no shape is given. Where a prompt is the source of an encoder there is
     `generate` alone.
 
@@ -97,7 +107,12 @@ def signatures(
         model._rules(served.codec, (), constraint)  # a rule that does not fit is told of here
         found[f"generate_{name}"] = served.generate(constraint)
     if served.text is not None and not model.prompt_is_source:
-        found |= {"step": served.step(), "score": served.score()}
+        found["step"] = served.step()
+        if model.exact_likelihood:
+            found["score"] = served.score()
+    if isinstance(model, Variational):
+        codes = {"z": _floats(None, model.latent_width)}
+        found |= {"encode": served.encode(), "decode": served.generate(None, codes), "log_prob": served.log_prob()}
     return {"serving_default": found["generate"]} | found
 
 
@@ -124,7 +139,9 @@ class _Served:
 
     # Signatures
 
-    def generate(self, constraint: Any) -> SequenceSignature:
+    def generate(self, constraint: Any, beside: Mapping[str, tf.TensorSpec] | None = None) -> SequenceSignature:
+        inputs = self.inputs | dict(beside or {})
+
         def generate(**given):
             limit = self._limit(given)
             prompt = self._prompt(given, limit)
@@ -136,7 +153,7 @@ class _Served:
                 return {"text": self.text.decode_tensor(symbols, end.lengths)} | answer
             return {"tokens" if self.model.vocabulary else "roll": tf.cast(symbols, tf.int32)} | answer
 
-        return SequenceSignature(generate, self.inputs, self._examples(self.inputs), self.max_length)
+        return SequenceSignature(generate, inputs, self._examples(inputs), self.max_length)
 
     def step(self) -> SequenceSignature:
         inputs = self.inputs | {"tokens": _integers(None, None), "length": _integers(None), "block": _integers(None)}
@@ -161,26 +178,68 @@ class _Served:
     def score(self) -> SequenceSignature:
         labels = {"label": _integers(None)} if self.model.num_classes else {}
         inputs = {"text": tf.TensorSpec((None,), tf.string)} | labels
-        boundary = self.codec.boundary
-        first = [0] if boundary else list(self.codec.start)
 
         def score(text, label=None):
-            tokens, lengths = self.text.encode_tensor(text)
-            before = tf.tile([first], (tf.shape(tokens)[0], 1))
-            whole = tf.concat([before, tf.pad(tokens, [[0, 0], [0, 1]])], axis=1)  # the end token is a padding's 0
-            counted = lengths + len(first) - 1 + boundary
-            if self.bound is not None:
-                whole, counted = whole[:, : self.bound + 1], tf.minimum(counted, self.bound)
-            batch = {"inputs": whole[:, :-1], "targets": whole[:, 1:]}
+            batch, counted = self._whole(*self.text.encode_tensor(text))
             if label is not None:
                 batch["label"] = tf.clip_by_value(label, 0, self.model.num_classes - 1)
             nats = self.model.nats(batch)
-            seen = tf.range(tf.shape(nats)[1])[None, :] < counted[:, None]
-            return {"nats": tf.reduce_sum(tf.where(seen, nats, 0.0), axis=1), "tokens": counted}
+            return {"nats": tf.reduce_sum(tf.where(batch["weights"] > 0.0, nats, 0.0), axis=1), "tokens": counted}
 
         return SequenceSignature(score, inputs, self._examples(inputs))
 
+    def encode(self) -> SequenceSignature:
+        model: Any = self.model
+
+        def encode(**given):
+            return {"z": model.codes(model.infer(self._known(given)))}
+
+        inputs = self._sequences()
+        return SequenceSignature(encode, inputs, self._examples(inputs))
+
+    def log_prob(self) -> SequenceSignature:
+        model: Any = self.model
+
+        def log_prob(seed, **given):
+            found = model.estimate(self._known(given), seed, model.served_samples, model.served_samples)
+            return {"log_prob": found[:, 0], "stderr": found[:, 1], "elbo": found[:, 2]}
+
+        inputs = self._sequences() | {"seed": _integers(None, 2)}
+        return SequenceSignature(log_prob, inputs, self._examples(inputs))
+
     # Parts of them
+
+    def _sequences(self) -> dict[str, tf.TensorSpec]:
+        """Inputs that are whole sequences."""
+        if self.text is not None:
+            return {"text": tf.TensorSpec((None,), tf.string)}
+        name, shape = ("tokens", (None, None)) if self.model.vocabulary else ("roll", (None, None, KEYS))
+        return {name: _integers(*shape), "length": _integers(None)}
+
+    def _known(self, given: Tensors) -> Tensors:
+        """The batch that whole sequences are."""
+        if self.text is not None:
+            return self._whole(*self.text.encode_tensor(given["text"]))[0]
+        name = "tokens" if self.model.vocabulary else "roll"
+        lengths = tf.clip_by_value(given["length"], 0, tf.shape(given[name])[1])
+        if self.model.vocabulary:
+            return self._whole(tf.clip_by_value(given[name], 0, self.model.vocabulary - 1), lengths)[0]
+        return self.model.prepare({"frames": given[name], "length": lengths})
+
+    def _whole(self, tokens: tf.Tensor, lengths: tf.Tensor) -> tuple[Tensors, tf.Tensor]:
+        """Texts of tokens as a batch, from their start to their end where they have one; and how many count."""
+        boundary = self.codec.boundary
+        first = [0] if boundary else list(self.codec.start)
+        seen = tf.range(tf.shape(tokens)[1])[None, :] < lengths[:, None]
+        before = tf.tile([first], (tf.shape(tokens)[0], 1))
+        # the end token is a padding's 0
+        whole = tf.concat([before, tf.pad(tf.where(seen, tokens, 0), [[0, 0], [0, 1]])], axis=1)
+        counted = lengths + len(first) - 1 + boundary
+        if self.bound is not None:
+            whole, counted = whole[:, : self.bound + 1], tf.minimum(counted, self.bound)
+        inputs, targets = whole[:, :-1], whole[:, 1:]
+        weights = tf.cast(tf.range(tf.shape(targets)[1])[None, :] < counted[:, None], tf.float32)
+        return {"inputs": inputs, "targets": targets, "weights": weights}, counted
 
     def _limit(self, given: Tensors) -> tf.Tensor:
         return tf.clip_by_value(given["max_length"], 1, self.max_length)
@@ -216,7 +275,7 @@ class _Served:
         if self.bound is not None:  # a row that has ended waits for others, maybe at a position beyond the last
             step, last = decoder.step, self.bound - 1
             decoder = decoder._replace(step=lambda symbol, place, state: step(symbol, tf.minimum(place, last), state))
-        label = model._drawn_labels(given["seed"], given["label"]) if model.num_classes else None
+        label = model.served_conditions(given)
         steps = tf.reduce_max(limit if length is None else limit - length)
         capacity = tf.shape(prompt[0])[1] + steps
         begun = decode.begin(decoder, *prompt, capacity, rules, label=label)
@@ -276,7 +335,10 @@ class _Served:
                 "tokens": tokens,
                 "length": np.minimum(numbers % 4, self.max_length - 1),
                 "block": 1 + numbers % 5,
+                "roll": (numbers[:, None, None] + np.arange(3)[:, None] + np.arange(KEYS)) % 11 == 0,
             }
+            if "z" in inputs:
+                made["z"] = np.cos(numbers[:, None] + 3.0 * np.arange(inputs["z"].shape[1]))
             return {name: made[name].astype(spec.dtype.as_numpy_dtype) for name, spec in inputs.items()}
 
         return examples

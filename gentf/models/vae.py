@@ -3,7 +3,6 @@
 References: Kingma & Welling (2014); Rezende, Mohamed & Wierstra (2014); for each part see where it is defined.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,14 +13,12 @@ import tensorflow as tf
 from gentf.kernels import random
 from gentf.models.base import Batch
 from gentf.models.latent_images import ROWS_AT_ONCE, LatentImageModel
-from gentf.models.objectives import ELBO, IWAE, BetaTC, Gate, InfoVAE, Objective, Terms
-from gentf.models.variational import DROPOUT
+from gentf.models.objectives import OBJECTIVES, BetaTC, Gate, Objective, Terms, make_objective
+from gentf.models.variational import DROPOUT, draw_latents
 from gentf.nn.likelihoods import LIKELIHOODS, Likelihood
 from gentf.nn.posteriors import POSTERIORS, DiagonalGaussian, Posterior
 from gentf.nn.priors import PRIORS, FlowPrior, MixturePrior, Prior, VampPrior, fit_mixture
 from gentf.nn.vae import ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder
-
-OBJECTIVES = ("elbo", "iwae", "beta_tc", "info")
 
 
 @keras.saving.register_keras_serializable("gentf")
@@ -122,7 +119,7 @@ class VAE(LatentImageModel):
             "objective": objective,
         }
         self.likelihood = self._make_likelihood(likelihood)
-        self.objective = _make_objective(objective, options)
+        self.objective = make_objective(objective, options)
         self._own_networks = encoder is None, decoder is None
         self._make_parts(encoder, decoder)
         if getattr(self.objective, "doubly", False) and not self.posterior.has_density:
@@ -238,18 +235,13 @@ class VAE(LatentImageModel):
         training: bool = False,
     ) -> Terms:
         posterior, density, condition = inferred
-        z, log_posterior = self.posterior.draw(posterior, random.normal(seed, (samples, self.latent_dim)))
-        if gate is not None:
-            z = gate(z)
-            log_posterior = self.posterior.log_prob(tuple(tf.stop_gradient(part) for part in posterior), z)
-        kl = None
-        if self.prior.standard and gate is None:
-            kl = self.posterior.kl(posterior)
+        z, log_posterior, log_prior, kl = draw_latents(
+            self.posterior, self.prior, posterior, density, samples, seed, gate
+        )
         repeated = None if condition is None else tf.repeat(condition, samples, axis=0)
         outputs = self.decode_outputs(tf.reshape(z, (-1, self.latent_dim)), repeated)
         outputs = tf.reshape(outputs, (-1, samples, *outputs.shape[1:]))
         nats = self.likelihood.image_log_prob(outputs, batch["image"])
-        log_prior = self.prior.log_prob(density, z)
         return Terms(nats, log_prior, log_posterior, z, kl)
 
     def decode_outputs(self, z: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:
@@ -268,9 +260,7 @@ class VAE(LatentImageModel):
         return self.prior.draw(inferred[1], seed)
 
     def log_pairs(self, inferred: Any, z: tf.Tensor) -> tf.Tensor:
-        mean, log_var = (part[None] for part in inferred[0])
-        squares = tf.square(z[:, None] - mean) * tf.exp(-log_var)
-        return -0.5 * (squares + log_var + math.log(2.0 * math.pi))
+        return self.posterior.log_parts(inferred[0], z)
 
     def sample_latents(self, density: tuple, seed: tf.Tensor) -> tf.Tensor:
         """(B, 2) row seeds -> (B, D), what the decoder takes."""
@@ -346,18 +336,6 @@ class VAE(LatentImageModel):
             if isinstance(value, Mapping) and "class_name" in value and name != "dtype" else value
             for name, value in config.items()
         })  # fmt: skip
-
-
-def _make_objective(given: str | Objective, options: Mapping[str, Any]) -> Objective:
-    if not isinstance(given, str):
-        return given
-    if given == "iwae":
-        return IWAE(50 if options["samples"] is None else options["samples"], options["doubly"])
-    common = {name: options[name] for name in ("anneal_steps", "capacity", "capacity_steps", "free_bits")}
-    common |= {name: options[name] for name in ("samples", "beta") if options[name] is not None}
-    if given == "info":
-        return InfoVAE(alpha=options["info_alpha"], weight=options["info_weight"], **common)
-    return (BetaTC if given == "beta_tc" else ELBO)(**common)
 
 
 def _run(network: keras.layers.Layer, x: tf.Tensor, condition: tf.Tensor | None) -> tf.Tensor:

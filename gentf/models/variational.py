@@ -14,6 +14,8 @@ import tensorflow as tf
 from gentf.kernels import random
 from gentf.models.base import Batch, GenerativeModel, Losses
 from gentf.models.objectives import Gate, Look, Objective, Terms
+from gentf.nn.posteriors import Posterior
+from gentf.nn.priors import Prior
 
 NOISE, PRIOR_NOISE, DROPOUT = 1, 2, 3  # streams of randomness inside a step
 ACTIVE = 0.01  # variance of a latent's mean over the data, from which it counts as used: Burda et al. (2016), sec. 5.1
@@ -187,3 +189,32 @@ class Variational(GenerativeModel):
     def latent_width(self) -> int:
         """D, numbers of a code."""
         raise NotImplementedError
+
+
+def draw_latents(
+    posterior: Posterior,
+    prior: Prior,
+    parameters: tuple,
+    density: tuple,
+    samples: int,
+    seed: tf.Tensor,
+    gate: Gate | None,
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor | None]:
+    """Latents of a posterior beside its prior.
+
+    Args:
+        parameters, density: what `posterior` and `prior` made of a batch.
+        samples: k latents an example.
+        seed: (B, 2) int32 row seeds.
+        gate: what the latents pass; their log-density is then that of constant parameters.
+    Returns:
+        z (B, k, D), log q(z | x) and log p(z) (B, k), and the parts (B, D) of the KL where it has a closed form.
+    """
+    z, log_posterior = posterior.draw(parameters, random.normal(seed, (samples, posterior.dim)))
+    kl = None
+    if gate is not None:
+        z = gate(z)
+        log_posterior = posterior.log_prob(tuple(tf.stop_gradient(part) for part in parameters), z)
+    elif prior.standard:
+        kl = posterior.kl(parameters)
+    return z, log_posterior, prior.log_prob(density, z), kl

@@ -96,6 +96,12 @@ class DiagonalGaussian(Posterior):
         mean, log_var = (part[:, None] for part in parameters)
         return log_normal(z, mean, log_var)
 
+    def log_parts(self, parameters: Parameters, z: tf.Tensor) -> tf.Tensor:
+        """(B, D) latents -> (B, B, D), the log-density of each number of each under each posterior of the batch."""
+        mean, log_var = (part[None] for part in parameters)
+        squares = tf.square(z[:, None] - mean) * tf.exp(-log_var)
+        return -0.5 * (squares + log_var + math.log(2.0 * math.pi))
+
     def kl(self, parameters):
         mean, log_var = parameters
         return 0.5 * (tf.exp(log_var) + tf.square(mean) - 1.0 - log_var)

@@ -22,6 +22,7 @@ FASTER_COMPILED_ON_CPU = {
     "vae-conv": False,
     "ladder_vae": True,
     "vqvae": False,
+    "sequence_vae": True,
 }
 
 

@@ -36,6 +36,7 @@ SMALL = {
         "model.activation=gated",
         "model.beta=null",
     ),
+    "sequence_vae": ("model.units=12", "model.latent_dim=4", "model.input_dropout=0.2", "model.anneal_steps=0"),
     "vqvae": (
         "model.width=8",
         "model.residual_width=4",

@@ -119,7 +119,7 @@ def test_images_are_in_range(kit, trained):
 def test_condition_decides_the_class_and_nothing_else(kit, trained):
     model, _ = trained
     if not model.num_classes:
-        with pytest.raises(ValueError, match="`condition` must be None"):
+        with pytest.raises(ValueError, match="`condition` must be (None|vectors of 4)"):
             kit.sample(model, 2, 3, condition=1)
         return
     by_class = [model.sample(2, condition=label, seed=3) for label in range(kit.spec.num_classes)]
@@ -228,4 +228,4 @@ def test_two_devices_train_as_one(kit, batches, trained, two_devices):
         for name, rows in steps.run([batch]).items():
             if rows[0, 1]:
                 expected = trained[1][name][index]
-                np.testing.assert_allclose(rows[0, 0], expected, rtol=2e-3, atol=2e-4, err_msg=f"{name}, step {index}")
+                np.testing.assert_allclose(rows[0, 0], expected, rtol=2e-3, atol=5e-4, err_msg=f"{name}, step {index}")
