@@ -94,6 +94,8 @@ def measure(
     Raises:
         UserError: an encoder-decoder and text, of which it tells only what was cut out.
     """
+    if source.spec.modality == "pairs":
+        return _pairs(source, held_out, model, samples, seed, tell)
     score, about = model.nats_of_stream, {}
     if not getattr(model, "exact_likelihood", True):
         score = functools.partial(model.nats_of_stream, samples=importance_samples)
@@ -103,9 +105,7 @@ def measure(
         if config.model.family == "encoder_decoder":
             raise UserError("text is measured of models that tell the next token. Received: an encoder-decoder")
         return about | _text(source, held_out, model, score, samples, seed, tell)
-    if source.spec.modality == "music":
-        return about | _music(config, source, held_out, model, score, samples, seed, tell)
-    return _pairs(source, held_out, model, samples, seed, tell)
+    return about | _music(config, source, held_out, model, score, samples, seed, tell)
 
 
 # Text
