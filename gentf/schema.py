@@ -39,6 +39,7 @@ class ImageConfig:
         "black and white: by a threshold, or drawn once with the grey level as the chance of white",
         choices=("none", "threshold", "fixed"),
     )
+    join_validation: bool = field(False, "train on the validation split too; then nothing is validated")
 
 
 @dataclass(frozen=True)

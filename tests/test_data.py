@@ -431,3 +431,24 @@ def test_bad_npz(tmp_path):
     np.save(tmp_path / "array.npy", np.zeros(3))
     bad.write_bytes((tmp_path / "array.npy").read_bytes())
     expect("cannot read .*bad.npz: File is not a zip file")
+
+
+def test_validation_joins_train(tmp_path):
+    images = np.random.default_rng(0).integers(0, 2, (3, 40, 16)).astype(np.uint8)
+    np.savez(tmp_path / "own.npz", train=images[0], validation=images[1][:10], test=images[2])
+    generator = np.random.default_rng(1)
+    np.savez(
+        tmp_path / "cut.npz", image=generator.integers(0, 255, (50, 4, 4)).astype(np.uint8), label=np.arange(50) % 4
+    )
+    for name, sizes in (("own.npz", (50, 0, 40)), ("cut.npz", (45, 0, 5))):
+        apart, joined = load(tmp_path / name), load(tmp_path / name, join_validation=True)
+        assert tuple(len(split) for split in joined.splits.values()) == sizes
+        assert joined.fingerprint != apart.fingerprint
+        for part in range(2):
+            both = [source.arrays(99)[part] for source in (apart.train, apart.validation)]
+            found = joined.train.arrays(99)[part]
+            if found is not None:
+                np.testing.assert_array_equal(found, np.concatenate(both))
+        np.testing.assert_array_equal(joined.test.arrays(99)[0], apart.test.arrays(99)[0])
+    with pytest.raises(UserError, match="`join_validation` must be false"):
+        load(tmp_path / "own.npz", join_validation=True, size=(2, 2), cache_mb=0)

@@ -113,6 +113,7 @@ def load_images(
     max_corrupt_share: float = 0.01,
     progress: Progress | None = None,
     binarize: str = "none",
+    join_validation: bool = False,
 ) -> DataSource:
     """Load images as three splits, cached in memory where they fit and streamed where they do not.
 
@@ -128,12 +129,14 @@ def load_images(
         max_corrupt_share: part of a folder's files that may be unreadable before it is an error.
         progress: called with (label, done, total) now and then.
         binarize: "none", "threshold" or "fixed"; see `gentf.data.source.Settings`.
+        join_validation: make the validation split a part of train.
     Raises:
         UserError: anything about the arguments or the data that the user can put right, in one line.
     """
     settings = Settings(
-        Preparation(size, channels, fit), cache_mb, validation_share, test_share, max_corrupt_share, progress, binarize
-    )
+        Preparation(size, channels, fit), cache_mb, validation_share, test_share, max_corrupt_share, progress,
+        binarize, join_validation,
+    )  # fmt: skip
     name, path = find(name_or_path, EMBEDDED, (".npz", ".zip"), "data set")
     if path is not None:
         return _load_path(path, settings)

@@ -83,6 +83,7 @@ class Settings:
         progress: called with (label, done, total) now and then, or None.
         binarize: "none"; "threshold": pixels from 128 on are white; "fixed": each is white with the chance of its grey
             level, drawn once for all (Salakhutdinov & Murray, 2008, section 5.1).
+        join_validation: make the validation split a part of train, and leave none: for a last run, when all is chosen.
     """
 
     prepare: Preparation = Preparation()
@@ -92,6 +93,7 @@ class Settings:
     max_corrupt_share: float = 0.01
     progress: Progress | None = None
     binarize: str = "none"
+    join_validation: bool = False
 
     def __post_init__(self):
         if self.binarize not in ("none", "threshold", "fixed"):
@@ -311,15 +313,39 @@ def build(
                 f"images{'' if cached else ', streamed'}"
             )
         stores = {key: _binarized(store, settings.binarize) for key, store in stores.items()}
-    splits = {name: Split(name, stores[id(store)], order) for name, (store, order) in parts.items()}
+    read = {name: (stores[id(store)], order) for name, (store, order) in parts.items()}
+    if settings.join_validation:
+        read["train"] = _joined(read["train"], read["validation"])
+        read["validation"] = (read["validation"][0], read["validation"][1][:0])
+    splits = {name: Split(name, *part) for name, part in read.items()}
     prepare = settings.prepare
     about = [spec.name, spec.shape, spec.dtype, spec.class_names, prepare.size, prepare.channels, prepare.fit, identity]
     about += [settings.binarize] if settings.binarize != "none" else []
+    about += ["joined"] if settings.join_validation else []
     digest = hashlib.sha256(json.dumps(about).encode())
     for name in SPLITS:
         order = parts[name][1]
         digest.update(f"{name} {len(order)} ".encode() + order.astype("<i8").tobytes())
     return DataSource(spec, splits, corrupt, digest.hexdigest(), cached)
+
+
+def _joined(first: tuple[Examples, np.ndarray], second: tuple[Examples, np.ndarray]) -> tuple[Examples, np.ndarray]:
+    """Two splits, each a store and rows of it, as one."""
+    (one, rows), (other, more) = first, second
+    if one is other:
+        return one, np.concatenate([rows, more])
+    plain = isinstance(one, ArrayExamples) and isinstance(other, ArrayExamples) and one.plain and other.plain
+    if not plain:
+        raise UserError(
+            "`join_validation` must be false for splits that are streamed each by itself (cache_mb). Received: true"
+        )
+    assert isinstance(one, ArrayExamples) and isinstance(other, ArrayExamples)
+    images = aligned_empty((len(rows) + len(more), *one.images.shape[1:]), one.dtype)
+    images[: len(rows)], images[len(rows) :] = one.images[rows], other.images[more]
+    labels = None
+    if one.labels is not None and other.labels is not None:
+        labels = np.concatenate([one.labels[rows], other.labels[more]])
+    return ArrayExamples(images, labels), np.arange(len(images))
 
 
 def _binarized(store: Examples, how: str) -> ArrayExamples:
