@@ -15,10 +15,10 @@ import numpy as np
 
 from gentf import evaluation_likelihood as likelihood
 from gentf import evaluation_sequences as sequences
-from gentf.data import DataSource, Split
+from gentf.data import DataSource, Split, sprites
 from gentf.errors import UserError
 from gentf.files import atomic_write
-from gentf.metrics import modes
+from gentf.metrics import disentanglement, modes
 from gentf.metrics.classifier import Classifier, cached_classifier
 from gentf.metrics.distance import sliced_wasserstein, sliced_wasserstein_estimate
 from gentf.metrics.estimate import mean_of, to_signed
@@ -34,6 +34,7 @@ SPLITS = ("validation", "test")
 MAX_NUMBERS = 2**27  # pixels times channels of all samples: 512 MiB as float32
 MAX_REAL = 10_000  # held-out images measured
 BATCH = 1000
+SPRITE = (sprites.SIZE, sprites.SIZE, 1)
 
 REAL = "held-out real images"
 METRICS = (
@@ -49,6 +50,17 @@ METRICS = (
         "sliced_wasserstein": Meaning(
             "distance from held-out images, as sets", "training images", "the mean training image", "floor"
         ),
+        **{
+            name: Meaning(text, "a code that knows nothing", "one number a factor", "")
+            for name, text in {
+                "mig": "gap between a factor's two best latents, in information",
+                "sap": "the same, in how well they tell it",
+                "dci_disentanglement": "how few factors a latent is for",
+                "dci_completeness": "how few latents a factor is in",
+                "dci_informativeness": "share of factors that codes tell",
+                "factor_vae": "share of groups whose common factor codes tell",
+            }.items()
+        },
     }
 )
 
@@ -163,6 +175,14 @@ def _measure(
         metrics, about = likelihood.measure(model, source, real_images, real_labels, importance_samples, seed, tell)
         result["metrics"] |= metrics
         result |= about
+    if source.spec.name == "sprites" and source.spec.shape == SPRITE and hasattr(model, "latent_width"):
+        tell("disentanglement", 0, 1)
+        found = disentanglement.scores(
+            model.encode, sprites.sample, sprites.sample_fixed, sprites.CATEGORICAL, seed=seed
+        )
+        least = {"factor_vae": 1 / len(sprites.FACTORS)}
+        result["metrics"] |= {name: entry(value, least.get(name, 0.0), 1.0) for name, value in found.items()}
+        tell("disentanglement", 1, 1)
     result["references"] = {
         "train_images": len(source.train),
         "held_out_images": len(real_images),

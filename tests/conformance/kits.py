@@ -135,16 +135,13 @@ def spec_of(preset: str) -> DataSpec:
 
 
 def kits() -> list[Kit]:
-    """One for each model that differs from the others in more than sizes, data and the course of training."""
+    """One for each model that differs from the others in more than sizes, data, optimizer and the course of training."""
     found: dict[str, Kit] = {}
     for name in configs.preset_names():
         config = configs.resolve(name, small(name))
-        optimizer = config.optimizer
-        about = [configs.to_dict(config.model), optimizer.name, optimizer.clip_norm is None, optimizer.accumulate > 1]
-        if config.model.family == "gan":
-            about.append(configs.to_dict(optimizer))
+        model = {key: value for key, value in configs.to_dict(config.model).items() if key != "ema_decay"}
         frames = config.data.modality == "music" and config.music.tokens == "frames"
-        key = str([about, frames])
+        key = str([model, config.optimizer.accumulate > 1, frames])
         if key not in found:
             found[key] = Kit(name, spec_of(name))
     return list(found.values())
