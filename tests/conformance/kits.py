@@ -135,7 +135,7 @@ def spec_of(preset: str) -> DataSpec:
 
 
 def kits() -> list[Kit]:
-    """One for each model that differs from the others in more than sizes, data, optimizer and the course of training."""
+    """One for each model that differs from the others in more than sizes, data and how it is trained."""
     found: dict[str, Kit] = {}
     for name in configs.preset_names():
         config = configs.resolve(name, small(name))
