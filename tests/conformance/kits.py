@@ -12,6 +12,7 @@ from gentf import schema
 from gentf.data import DataSpec
 from gentf.data.sequences import load_music
 from gentf.models import build
+from gentf.training.steps import Steps
 
 BATCH = 16
 CLASSES = ("a", "b", "c", "d")
@@ -109,6 +110,8 @@ def small(preset: str) -> list[str]:
     """Overrides that make a preset's model small."""
     config = configs.resolve(preset)
     overrides = list(SMALL[config.model.family])
+    if config.model.family == "vae" and config.model.objective == "iwae":
+        overrides.append("model.samples=5")
     if config.model.family == "vae" and config.model.network == "conv":
         overrides.append("model.likelihood=mixture")  # one convolutional model is enough
     if config.model.family != "gan":
@@ -145,3 +148,23 @@ def kits() -> list[Kit]:
         if key not in found:
             found[key] = Kit(name, spec_of(name))
     return list(found.values())
+
+
+def one_a_family() -> list[Kit]:
+    """The first kit of each family; of recurrent models one of tokens and one of frames."""
+    found: dict[Any, Kit] = {}
+    for kit in kits():
+        found.setdefault((kit.config().model.family, kit.spec.vocabulary > 0), kit)
+    return list(found.values())
+
+
+def run(model, batches, jit=False, per_call=1) -> dict[str, np.ndarray]:
+    """Losses of a step on each batch, name -> (steps,); phases that did not take part are NaN."""
+    steps = Steps(model, tf.distribute.get_strategy(), per_call, jit)
+    return losses_of([steps.run(batches[start : start + per_call]) for start in range(0, len(batches), per_call)])
+
+
+def losses_of(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """What `Steps.run` gave for several calls, as of `run`."""
+    logs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {name: np.where(rows[:, 1] > 0, rows[:, 0], np.nan) for name, rows in logs.items()}
