@@ -376,6 +376,10 @@ class SequenceModel(Searches, GenerativeModel):
         Raises:
             ValueError: another shape or token, or a model that is conditional.
         """
+        return self._nats_along(*self._told(stream))
+
+    def _told(self, stream: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A stream as inputs and targets (n, ...), checked as `nats_of_stream` says."""
         symbols = np.asarray(stream)
         if self.num_classes:
             raise ValueError(f"`num_classes` must be 0 to score a stream. Received: num_classes={self.num_classes}")
@@ -383,7 +387,7 @@ class SequenceModel(Searches, GenerativeModel):
             if symbols.ndim != 2 or symbols.shape[1] != KEYS or not len(symbols):
                 raise ValueError(f"`stream` must be frames (n, {KEYS}), n >= 1. Received: shape {symbols.shape}")
             frames = symbols.astype(np.float32)
-            return self._nats_along(np.pad(frames, [(1, 0), (0, 0)])[:-1], frames)
+            return np.pad(frames, [(1, 0), (0, 0)])[:-1], frames
         if symbols.ndim != 1 or len(symbols) < 2 or symbols.dtype.kind not in "iu":
             raise ValueError(
                 f"`stream` must be (n,) integers, n >= 2. Received: shape {symbols.shape}, dtype {symbols.dtype}"
@@ -393,7 +397,7 @@ class SequenceModel(Searches, GenerativeModel):
                 f"`stream` must lie in 0..{self.vocabulary - 1}. Received: {symbols.min()}..{symbols.max()}"
             )
         tokens = symbols.astype(np.int32)
-        return self._nats_along(tokens[:-1], tokens[1:])
+        return tokens[:-1], tokens[1:]
 
     def _nats_along(self, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
         """(n, ...) and (n, ...) -> (n,), all at once: each target sees all inputs up to its own place."""

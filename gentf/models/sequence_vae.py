@@ -270,10 +270,7 @@ class SequenceVAE(Variational, RNN):
 
         Arguments but `samples`, latents a window, shape and errors as of `SequenceModel.nats_of_stream`.
         """
-        self._scored_samples = samples
-        return super().nats_of_stream(stream)
-
-    def _nats_along(self, inputs, targets):
+        inputs, targets = self._told(stream)
         size = int(self.context or WINDOW)
         count = -(-len(targets) // size)
         spare = count * size - len(targets)
@@ -286,7 +283,7 @@ class SequenceVAE(Variational, RNN):
         if not self.vocabulary:  # in training a window begins after silence
             batch["inputs"] = np.pad(batch["targets"], [(0, 0), (1, 0), (0, 0)])[:, :-1]
         batch["weights"] = windows(np.ones(len(targets), np.float32))
-        bounds = self._bounds(batch, self._scored_samples, 0).log_prob
+        bounds = self._bounds(batch, samples, 0).log_prob
         lengths = batch["weights"].sum(axis=1)
         return np.repeat(-bounds / lengths, lengths.astype(int)).astype(np.float32)
 
