@@ -47,40 +47,62 @@ def wasserstein(real_logits: tf.Tensor, fake_logits: tf.Tensor) -> tuple[tf.Tens
     return _mean(fake_logits) - _mean(real_logits), -_mean(fake_logits)
 
 
+def relativistic(real_logits: tf.Tensor, fake_logits: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Each fake image is held to a real one: the discriminator tells which of a pair is real, the generator swaps them.
+
+    No set of fake images wins by being all on one side of a boundary, which is what lets a generator drop modes.
+
+    Reference: Jolicoeur-Martineau (2019), "The relativistic discriminator", section 4.1; its landscape: Sun, Fang &
+    Schwing (2020), "Towards a better global loss landscape of GANs", equation 3.
+    """
+    return _mean(tf.nn.softplus(fake_logits - real_logits)), _mean(tf.nn.softplus(real_logits - fake_logits))
+
+
 ADVERSARIAL: dict[str, Loss] = {
-    loss.__name__: loss for loss in (minimax, non_saturating, least_squares, hinge, wasserstein)
+    loss.__name__: loss for loss in (minimax, non_saturating, least_squares, hinge, wasserstein, relativistic)
 }
+#: Losses whose generator looks at real images too.
+PAIRED = ("relativistic",)
 
 
 def gradient_penalty(
-    discriminator: Callable[[tf.Tensor], tf.Tensor], real: tf.Tensor, fake: tf.Tensor, mix: tf.Tensor
+    discriminator: Callable[[tf.Tensor], tf.Tensor],
+    real: tf.Tensor,
+    fake: tf.Tensor,
+    mix: tf.Tensor,
+    slope: float = 1.0,
 ) -> tf.Tensor:
-    """Mean of (|gradient of the discriminator| - 1)^2 at points between real and fake images.
+    """Mean of (|gradient of the discriminator| - slope)^2 at points between real and fake images.
 
     Args:
         discriminator: images (B, H, W, C) -> logits (B,), each from its own image alone (no batch normalization).
         real, fake: (B, H, W, C) float.
         mix: (B,) float in [0, 1], the share of the fake image.
+        slope: that is asked for.
     Returns:
         Scalar float32, >= 0.
-    Reference: Gulrajani et al. (2017), equation 3.
+    References: Gulrajani et al. (2017), equation 3; with a slope of 0, Thanh-Tung, Tran & Venkatesh (2019), "Improving
+    generalization and stability of generative adversarial networks", equation 5.
     """
     squares = _squared_slopes(discriminator, real + tf.reshape(mix, (-1, 1, 1, 1)) * (fake - real))
+    if not slope:
+        return tf.reduce_mean(squares)
     norm = tf.sqrt(squares + 1e-12)  # a derivative at zero
-    return tf.reduce_mean(tf.square(norm - 1.0))
+    return tf.reduce_mean(tf.square(norm - slope))
 
 
-def r1_penalty(discriminator: Callable[[tf.Tensor], tf.Tensor], real: tf.Tensor) -> tf.Tensor:
-    """Half of the mean squared gradient of the discriminator at real images, to be multiplied by gamma.
+def slope_penalty(discriminator: Callable[[tf.Tensor], tf.Tensor], images: tf.Tensor) -> tf.Tensor:
+    """Half of the mean squared gradient of the discriminator at images, to be multiplied by gamma: R1 at real images,
+    R2 at fake ones.
 
     Args:
         discriminator: images (B, H, W, C) -> logits (B,), each from its own image alone (no batch normalization).
-        real: (B, H, W, C) float.
+        images: (B, H, W, C) float.
     Returns:
         Scalar float32, >= 0.
-    Reference: Mescheder, Geiger & Nowozin (2018), equation 9.
+    Reference: Mescheder, Geiger & Nowozin (2018), equation 9 and after it.
     """
-    return 0.5 * tf.reduce_mean(_squared_slopes(discriminator, real))
+    return 0.5 * tf.reduce_mean(_squared_slopes(discriminator, images))
 
 
 def importance_bound(log_weights: tf.Tensor) -> tf.Tensor:

@@ -81,7 +81,7 @@ class GANConfig:
     loss: str = field(
         "non_saturating",
         "adversarial loss",
-        choices=("minimax", "non_saturating", "least_squares", "hinge", "wasserstein"),
+        choices=("minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic"),
     )
     conditional: bool = field(False, "learn the classes of labelled data, and sample by class")
     latent_dim: int = field(100, "numbers of noise an image is made from", low=1, high=100_000)
@@ -92,7 +92,9 @@ class GANConfig:
         "batch", "dcgan: normalization in the discriminator", choices=("none", "batch", "layer")
     )
     gradient_penalty: float = field(0.0, "weight of the gradient penalty; 10 for WGAN-GP", low=0.0)
+    penalty_slope: float = field(1.0, "slope that the gradient penalty asks for; 0 for 0-GP", low=0.0)
     r1: float = field(0.0, "gamma of the R1 penalty, the discriminator's slope at real images", low=0.0)
+    r2: float = field(0.0, "gamma of the R2 penalty, its slope at fake images", low=0.0)
     discriminator_steps: int = field(1, "discriminator updates a generator update", low=1, high=100)
     ema_decay: float = field(0.999, "decay a step of the averaged generator that samples", low=0.0, high=0.999999)
 

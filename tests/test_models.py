@@ -231,3 +231,28 @@ def test_files_that_are_no_such_thing_are_refused(saved, tmp_path):
         load_model(tmp_path / "empty.keras")
     with pytest.raises(UserError, match=r"must be a \.keras file"):
         load_model(tmp_path / "none.keras")
+
+
+def test_slopes_are_priced_where_it_is_asked_for():
+    options = {"latent_dim": 4, "hidden_units": (8,), "loss": "relativistic"}
+    images = np.random.default_rng(0).uniform(-1, 1, (12, 6, 6, 1)).astype(np.float32)
+    logs = {}
+    for r1, r2 in ((0.0, 0.0), (3.0, 0.0), (0.0, 3.0), (3.0, 3.0)):
+        model = GAN((6, 6, 1), r1=r1, r2=r2, **options)
+        model.compile()
+        logs[r1, r2] = {
+            name: float(value) for name, value in model._discriminator_losses(model.prepare(images)).items()
+        }
+    assert "r1" not in logs[0.0, 0.0] and logs[3.0, 3.0]["r1"] > 0 and logs[3.0, 3.0]["r2"] > 0
+    assert logs[3.0, 0.0]["r1"] != logs[0.0, 3.0]["r2"]
+    expected = logs[0.0, 0.0]["loss"] + 3 * logs[3.0, 0.0]["r1"] + 3 * logs[0.0, 3.0]["r2"]
+    assert logs[3.0, 3.0]["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("loss", "looks"), [("relativistic", True), ("non_saturating", False)])
+def test_a_paired_generator_looks_at_real_images(loss, looks):
+    model = GAN((6, 6, 1), latent_dim=4, hidden_units=(8,), loss=loss)
+    model.compile()
+    images = [np.full((4, 6, 6, 1), x, np.float32) for x in (-1, 1)]
+    values = [float(model._generator_losses(model.prepare(x))["loss"]) for x in images]
+    assert (values[0] != values[1]) == looks

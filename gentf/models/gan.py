@@ -36,7 +36,9 @@ class GAN(ImageModel):
         width: dcgan: channels of the feature map next to the image.
         discriminator_normalization: dcgan: "none", "batch" or "layer".
         gradient_penalty: weight of the gradient penalty; 0 leaves it out, 10 is WGAN-GP's.
-        r1: gamma of the R1 penalty, estimated on half of each batch of real images; 0 leaves it out.
+        penalty_slope: the slope that it asks for: 1 is WGAN-GP's, 0 is 0-GP's.
+        r1, r2: gamma of the penalties of the discriminator's slope at real and at fake images, estimated on half of
+            each batch; 0 leaves them out.
         discriminator_steps: discriminator updates for each generator update.
         ema_decay: decay a step of the averaged generator.
         seed: initial weights and training noise.
@@ -56,7 +58,9 @@ class GAN(ImageModel):
         width: int = 64,
         discriminator_normalization: str = "batch",
         gradient_penalty: float = 0.0,
+        penalty_slope: float = 1.0,
         r1: float = 0.0,
+        r2: float = 0.0,
         discriminator_steps: int = 1,
         ema_decay: float = 0.999,
         seed: int = 0,
@@ -79,7 +83,7 @@ class GAN(ImageModel):
                 "`discriminator_normalization` must be 'none', 'batch' or 'layer'. "
                 f"Received: discriminator_normalization={discriminator_normalization!r}"
             )
-        if (gradient_penalty or r1) and network == "dcgan" and discriminator_normalization == "batch":
+        if (gradient_penalty or r1 or r2) and network == "dcgan" and discriminator_normalization == "batch":
             raise ValueError(
                 "`discriminator_normalization` must be 'layer' or 'none' with a gradient penalty, which is taken image "
                 "by image. Received: discriminator_normalization='batch'"
@@ -95,8 +99,8 @@ class GAN(ImageModel):
         self.generator_normalization = generator_normalization
         self.width = width
         self.discriminator_normalization = discriminator_normalization
-        self.gradient_penalty = gradient_penalty
-        self.r1 = r1
+        self.gradient_penalty, self.penalty_slope = gradient_penalty, penalty_slope
+        self.r1, self.r2 = r1, r2
         self.discriminator_steps = discriminator_steps
         self.ema_decay = ema_decay
         self.generator = self._make_generator("generator")
@@ -208,25 +212,32 @@ class GAN(ImageModel):
         if self.gradient_penalty:
             mix = random.uniform(self.row_seeds(rows, MIX), ())
             penalty = losses.gradient_penalty(
-                lambda points: self.discriminator(points, label, training=True), real, tf.stop_gradient(fake), mix
-            )
+                lambda points: self.discriminator(points, label, training=True), real, tf.stop_gradient(fake), mix,
+                self.penalty_slope,
+            )  # fmt: skip
             loss += self.gradient_penalty * penalty
             logs["gradient_penalty"] = penalty
-        if self.r1:
-            # a gradient of a gradient costs as much as the rest of this phase: half the rows tell as much, less exactly
-            half = (rows + 1) // 2
-            asked = None if label is None else label[:half]
-            penalty = losses.r1_penalty(lambda points: self.discriminator(points, asked, training=True), real[:half])
-            loss += self.r1 * penalty
-            logs["r1"] = penalty
+        # a gradient of a gradient costs as much as the rest of this phase: half the rows tell as much, less exactly
+        half = (rows + 1) // 2
+        asked = None if label is None else label[:half]
+        for name, gamma, images in (("r1", self.r1, real), ("r2", self.r2, tf.stop_gradient(fake))):
+            if gamma:
+                penalty = losses.slope_penalty(
+                    lambda points: self.discriminator(points, asked, training=True), images[:half]
+                )
+                loss += gamma * penalty
+                logs[name] = penalty
         return {"loss": loss} | logs
 
     def _generator_losses(self, batch: Batch) -> Losses:
         label = batch.get("label")
-        z = self._noise(tf.shape(batch["image"])[0], GENERATOR_NOISE)
-        fake_logits = self.discriminator(self.generator(z, label, training=True), label, training=True)
-        # the generator's loss does not look at real images
-        return {"loss": losses.ADVERSARIAL[self.loss_name](tf.zeros_like(fake_logits), fake_logits)[1]}
+        fake = self.generator(self._noise(tf.shape(batch["image"])[0], GENERATOR_NOISE), label, training=True)
+        if self.loss_name in losses.PAIRED:
+            real_logits, fake_logits = self._logits(batch["image"], fake, label)
+        else:
+            fake_logits = self.discriminator(fake, label, training=True)
+            real_logits = tf.zeros_like(fake_logits)
+        return {"loss": losses.ADVERSARIAL[self.loss_name](real_logits, fake_logits)[1]}
 
     def _logits(self, real: tf.Tensor, fake: tf.Tensor, label: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         if not self.discriminator.rowwise:  # batch statistics of real and of fake images, each by itself
@@ -299,7 +310,9 @@ class GAN(ImageModel):
             "width": self.width,
             "discriminator_normalization": self.discriminator_normalization,
             "gradient_penalty": self.gradient_penalty,
+            "penalty_slope": self.penalty_slope,
             "r1": self.r1,
+            "r2": self.r2,
             "discriminator_steps": self.discriminator_steps,
             "ema_decay": self.ema_decay,
             "seed": self.seed,
