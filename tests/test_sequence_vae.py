@@ -141,16 +141,15 @@ def test_a_prompt_begins_what_is_generated():
     assert first.tolist() == again.tolist() != other.tolist()
 
 
-@pytest.mark.parametrize("options", [{"objective": "iwae", "samples": 5}, {"posterior": "iaf", "prior": "flow"},
-                                     {"posterior": "full", "prior": "mixture"}, {"objective": "beta_tc"},
-                                     {"objective": "info", "cell": "rnn", "layers": 2}])  # fmt: skip
+@pytest.mark.parametrize("options", [{"posterior": "iaf", "prior": "flow", "cell": "gru"},
+                                     {"posterior": "full", "prior": "mixture", "objective": "iwae", "samples": 3},
+                                     {"objective": "beta_tc", "cell": "rnn", "layers": 2}])  # fmt: skip
 def test_combinations_train_and_are_saved(options, tmp_path):
     model = of_frames(**({"units": 6, "latent_dim": 3} | options))
     data = np.stack(rolls(*[8] * 12))
-    before = model.evaluate(data, verbose=0, return_dict=True)["loss"]
     model.optimizer.learning_rate = 0.02
-    model.fit(data, epochs=6, batch_size=6, verbose=0)
-    assert model.evaluate(data, verbose=0, return_dict=True)["loss"] < before
+    losses = model.fit(data, epochs=6, batch_size=6, verbose=0).history["loss"]
+    assert losses[-1] < 0.9 * losses[0]
     model.save(tmp_path / "m.keras")
     loaded = load_model(tmp_path / "m.keras")
     np.testing.assert_array_equal(loaded.encode(list(data)), model.encode(list(data)))
