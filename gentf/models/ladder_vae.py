@@ -120,12 +120,11 @@ class LadderVAE(VAE):
         z, found = None, []
         for layer in reversed(range(len(self._layer_dims))):
             dim = self._layer_dims[layer]
-            if z is None:
-                prior: Normal = (zeros, zeros)
-            else:
+            prior = (zeros, zeros)
+            if z is not None:
                 rows = tf.reshape(z, (-1, z.shape[-1]))
-                outputs = _split(self.from_above[layer](self.down[layer](rows)))
-                prior = tuple(tf.reshape(part, (-1, samples, dim)) for part in outputs)
+                mean_above, log_var = _split(self.from_above[layer](self.down[layer](rows)))
+                prior = tf.reshape(mean_above, (-1, samples, dim)), tf.reshape(log_var, (-1, samples, dim))
             posterior = prior
             if posteriors is not None:
                 said = tuple(part[:, None] for part in posteriors[layer])
