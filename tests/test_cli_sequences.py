@@ -380,7 +380,7 @@ def test_mistakes_with_data_are_one_line(capsys):
 def test_embedded_sets_of_every_modality_are_listed(capsys):
     out, _ = command(capsys, "data")
     names = [line.split()[0] for line in out.split("prepared in")[0].splitlines()[1:]]
-    assert names == ["digits", "python-docs", "dates", "arithmetic", "chorales"]
+    assert names == ["digits", "sprites", "python-docs", "dates", "arithmetic", "chorales"]
 
 
 # Export

@@ -151,10 +151,15 @@ def kits() -> list[Kit]:
 
 
 def one_a_family() -> list[Kit]:
-    """The first kit of each family; of recurrent models one of tokens and one of frames."""
+    """The first kit of each family; of recurrent models one of tokens and one of frames.
+
+    Left out are objectives over pairs of a batch, which are those of each device's part of it.
+    """
     found: dict[Any, Kit] = {}
     for kit in kits():
-        found.setdefault((kit.config().model.family, kit.spec.vocabulary > 0), kit)
+        model = kit.config().model
+        if getattr(model, "objective", None) not in ("beta_tc", "info"):
+            found.setdefault((model.family, kit.spec.vocabulary > 0), kit)
     return list(found.values())
 
 
