@@ -35,8 +35,7 @@ def latents(
 
     RUN is the folder of one that was trained on images, WHAT one of these. reconstruct: images, and under them what is
     left of them after encoding and decoding. interpolate: from one image to another by way of their codes. traverse:
-    one image, with one number of its code from -3 to 3 in each row; the
-    numbers that vary most over images come first.
+    one image, with one number of its code from -3 to 3 in each row; the numbers that vary most over images come first.
 
     \b
       gentf latents runs/vae reconstruct --out reconstructions.png

@@ -18,7 +18,7 @@ from gentf import evaluation_sequences as sequences
 from gentf.data import DataSource, Split, sprites
 from gentf.errors import UserError
 from gentf.files import atomic_write
-from gentf.metrics import disentanglement, modes
+from gentf.metrics import modes
 from gentf.metrics.classifier import Classifier, cached_classifier
 from gentf.metrics.distance import sliced_wasserstein, sliced_wasserstein_estimate
 from gentf.metrics.estimate import mean_of, to_signed
@@ -176,6 +176,8 @@ def _measure(
         result["metrics"] |= metrics
         result |= about
     if source.spec.name == "sprites" and source.spec.shape == SPRITE and hasattr(model, "latent_width"):
+        from gentf.metrics import disentanglement  # a third of a second of scikit-learn, for these data alone
+
         tell("disentanglement", 0, 1)
         found = disentanglement.scores(
             model.encode, sprites.sample, sprites.sample_fixed, sprites.CATEGORICAL, seed=seed

@@ -334,12 +334,10 @@ def _joined(first: tuple[Examples, np.ndarray], second: tuple[Examples, np.ndarr
     (one, rows), (other, more) = first, second
     if one is other:
         return one, np.concatenate([rows, more])
-    plain = isinstance(one, ArrayExamples) and isinstance(other, ArrayExamples) and one.plain and other.plain
-    if not plain:
+    if not (isinstance(one, ArrayExamples) and isinstance(other, ArrayExamples) and one.plain and other.plain):
         raise UserError(
             "`join_validation` must be false for splits that are streamed each by itself (cache_mb). Received: true"
         )
-    assert isinstance(one, ArrayExamples) and isinstance(other, ArrayExamples)
     images = aligned_empty((len(rows) + len(more), *one.images.shape[1:]), one.dtype)
     images[: len(rows)], images[len(rows) :] = one.images[rows], other.images[more]
     labels = None

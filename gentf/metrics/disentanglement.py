@@ -11,10 +11,9 @@ import numpy as np
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.tree import DecisionTreeClassifier
 
-from gentf.metrics.estimate import Estimate, mean_of, share_of
+from gentf.metrics.estimate import BLOCKS, Estimate, jackknife, mean_of, share_of, to_features
 
 BINS = 20
-BLOCKS = 10  # of the jackknife
 TREES = 10
 DEAD = 0.05  # standard deviation of a code's number, from which it takes part in the vote
 VOTES, TESTS = 800, 800
@@ -39,7 +38,7 @@ def mig(codes: np.ndarray, factors: np.ndarray, bins: int = BINS) -> Estimate:
         counts = _joint(binned[rows], factors[rows], bins)
         return float(np.mean([_gap(per_factor) for per_factor in counts]))
 
-    return _jackknife(score, len(codes))
+    return jackknife(score, len(codes))
 
 
 def sap(codes: np.ndarray, factors: np.ndarray, categorical: Sequence[int] = ()) -> Estimate:
@@ -77,7 +76,7 @@ def sap(codes: np.ndarray, factors: np.ndarray, categorical: Sequence[int] = ())
             gaps.append(best[-1] - (best[-2] if len(best) > 1 else 0.0))
         return float(np.mean(gaps))
 
-    return _jackknife(score, len(codes))
+    return jackknife(score, len(codes))
 
 
 def dci(codes: np.ndarray, factors: np.ndarray, seed: int = 0) -> dict[str, Estimate]:
@@ -183,22 +182,18 @@ def scores(
 
 
 def _checked(codes: np.ndarray, factors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    codes, factors = np.asarray(codes), np.asarray(factors)
-    if codes.ndim != 2 or not codes.shape[1] or not np.issubdtype(codes.dtype, np.floating):
-        raise ValueError(f"`codes` must be (n, D) float. Received: {codes.dtype} of shape {codes.shape}")
+    codes, factors = to_features(codes, "codes"), np.asarray(factors)
     if factors.ndim != 2 or factors.dtype.kind not in "iu" or len(factors) != len(codes):
         raise ValueError(
             f"`factors` must be ({len(codes)}, F) integers. Received: {factors.dtype} of shape {factors.shape}"
         )
     if len(codes) < 2 * BLOCKS:
         raise ValueError(f"`codes` must be at least {2 * BLOCKS}. Received: {len(codes)}")
-    if not np.all(np.isfinite(codes)):
-        raise ValueError("`codes` must be finite. Received: NaN or infinity")
     constant = [number for number, column in enumerate(factors.T) if column.min() == column.max()]
     if constant:
         raise ValueError(f"`factors` must each have several values. Received: one alone in column {constant[0]}")
     whole = np.stack([np.unique(column, return_inverse=True)[1] for column in factors.T], axis=1)
-    return codes.astype(np.float64), whole
+    return codes, whole
 
 
 def _binned(column: np.ndarray, bins: int) -> np.ndarray:
@@ -237,11 +232,3 @@ def _entropy(importance: np.ndarray, axis: int) -> np.ndarray:
     share = np.divide(importance, total, out=np.full_like(importance, 1 / count), where=total > 0)
     logs = np.log(share, out=np.zeros_like(share), where=share > 0)
     return -(share * logs).sum(axis=axis) / np.log(max(count, 2))
-
-
-def _jackknife(score: Callable[[np.ndarray], float], rows: int) -> Estimate:
-    """`score` of all rows, and its standard error from leaving out one of `BLOCKS` blocks at a time."""
-    numbers = np.arange(rows)
-    without = np.array([score(numbers[numbers % BLOCKS != block]) for block in range(BLOCKS)])
-    spread = np.sqrt((BLOCKS - 1) / BLOCKS * np.square(without - without.mean()).sum())
-    return Estimate(score(numbers), float(spread))

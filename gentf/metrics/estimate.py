@@ -1,9 +1,11 @@
-"""What every metric returns, and how images are read before they are measured."""
+"""What every metric returns, and how images and features are read before they are measured."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+BLOCKS = 10  # of the jackknife
 
 
 class Estimate(NamedTuple):
@@ -52,6 +54,40 @@ def ratio_of(sums: Sequence[float] | np.ndarray, sizes: Sequence[int] | np.ndarr
         return Estimate(float(mean), float("nan"))
     variance = ((total - mean * count) ** 2).sum() * num / (num - 1)
     return Estimate(float(mean), float(np.sqrt(variance) / count.sum()))
+
+
+def jackknife_error(score: Callable[[np.ndarray], float], rows: int) -> float:
+    """The standard error of a score of `rows` rows, from leaving out one of `BLOCKS` blocks of them at a time.
+
+    Args:
+        score: numbers of rows (m,) -> their score.
+        rows: how many there are, at least 2.
+    """
+    numbers, blocks = np.arange(rows), min(BLOCKS, rows)
+    without = np.array([score(numbers[numbers % BLOCKS != block]) for block in range(blocks)])
+    return float(np.sqrt((blocks - 1) / blocks * np.square(without - without.mean()).sum()))
+
+
+def jackknife(score: Callable[[np.ndarray], float], rows: int) -> Estimate:
+    """`score` of all rows with its `jackknife_error`."""
+    return Estimate(score(np.arange(rows)), jackknife_error(score, rows))
+
+
+def to_features(points: np.ndarray, name: str) -> np.ndarray:
+    """Points of a feature space as float64.
+
+    Args:
+        points: (n, D) float, n at least 2.
+        name: what the error calls them.
+    Raises:
+        ValueError: another shape or dtype, or entries that are not finite.
+    """
+    points = np.asarray(points)
+    if points.ndim != 2 or len(points) < 2 or not points.shape[1] or not np.issubdtype(points.dtype, np.floating):
+        raise ValueError(f"`{name}` must be (n, D) float, n at least 2. Received: {points.dtype} {points.shape}")
+    if not np.all(np.isfinite(points)):
+        raise ValueError(f"`{name}` must be finite. Received: NaN or infinity")
+    return points.astype(np.float64)
 
 
 def to_signed(images: np.ndarray, name: str = "images") -> np.ndarray:

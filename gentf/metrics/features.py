@@ -3,13 +3,10 @@
 A distance in features means what its extractor means: state which, and how many images, beside every number.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
-from gentf.metrics.estimate import Estimate
+from gentf.metrics.estimate import Estimate, jackknife, jackknife_error, to_features
 
-BLOCKS = 10  # of the jackknife
 SUBSETS = 100
 SUBSET_SIZE = 1000
 
@@ -33,14 +30,11 @@ def frechet(one: np.ndarray, other: np.ndarray) -> Estimate:
         return float(np.square(a[0] - b[0]).sum() + np.trace(a[1]) + np.trace(b[1]) - 2.0 * cross)
 
     whole = _moments(one), _moments(other)
-    variance = 0.0
-    for side, points in enumerate((one, other)):
-        without = []
-        for block in range(BLOCKS):
-            kept = _moments(points[np.arange(len(points)) % BLOCKS != block])
-            without.append(distance(*((kept, whole[1]) if side == 0 else (whole[0], kept))))
-        variance += (BLOCKS - 1) / BLOCKS * np.square(np.array(without) - np.mean(without)).sum()
-    return Estimate(max(0.0, distance(*whole)), float(np.sqrt(variance)))
+    errors = (
+        jackknife_error(lambda rows: distance(_moments(one[rows]), whole[1]), len(one)),
+        jackknife_error(lambda rows: distance(whole[0], _moments(other[rows])), len(other)),
+    )
+    return Estimate(max(0.0, distance(*whole)), float(np.hypot(*errors)))
 
 
 def kid(one: np.ndarray, other: np.ndarray, seed: int = 0) -> Estimate:
@@ -76,26 +70,19 @@ def vendi(points: np.ndarray) -> Estimate:
         from 1 to min(n, D), with a jackknife standard error.
     Reference: Friedman & Dieng (2023), "The Vendi score", definition 3.1.
     """
-    points = _checked(points, "points")
+    points = to_features(points, "points")
     norms = np.linalg.norm(points, axis=1, keepdims=True)
     unit = np.divide(points, norms, out=np.zeros_like(points), where=norms > 0)
 
     def score(rows: np.ndarray) -> float:
-        n, dim = rows.shape
-        gram = (rows.T @ rows if dim < n else rows @ rows.T) / n  # the eigenvalues that are not 0 are the same
+        kept = unit[rows]
+        n, dim = kept.shape
+        gram = (kept.T @ kept if dim < n else kept @ kept.T) / n  # the eigenvalues that are not 0 are the same
         values = np.linalg.eigvalsh(gram)
         values = values[values > 1e-12]
         return float(np.exp(-(values * np.log(values)).sum()))
 
-    return _jackknife(score, unit)
-
-
-def _jackknife(score: Callable[[np.ndarray], float], points: np.ndarray) -> Estimate:
-    numbers = np.arange(len(points)) % BLOCKS
-    blocks = min(BLOCKS, len(points))
-    without = np.array([score(points[numbers != block]) for block in range(blocks)])
-    spread = np.sqrt((blocks - 1) / blocks * np.square(without - without.mean()).sum())
-    return Estimate(score(points), float(spread))
+    return jackknife(score, len(unit))
 
 
 def _moments(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -119,16 +106,7 @@ def _discrepancy(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _pair(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    one, other = _checked(one, "one"), _checked(other, "other")
+    one, other = to_features(one, "one"), to_features(other, "other")
     if one.shape[1] != other.shape[1]:
         raise ValueError(f"`other` must have {one.shape[1]} features. Received: {other.shape[1]}")
     return one, other
-
-
-def _checked(points: np.ndarray, name: str) -> np.ndarray:
-    points = np.asarray(points)
-    if points.ndim != 2 or len(points) < 2 or not points.shape[1] or not np.issubdtype(points.dtype, np.floating):
-        raise ValueError(f"`{name}` must be (n, D) float, n at least 2. Received: {points.dtype} {points.shape}")
-    if not np.all(np.isfinite(points)):
-        raise ValueError(f"`{name}` must be finite. Received: NaN or infinity")
-    return points.astype(np.float64)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gentf.metrics.estimate import Estimate, mean_of, share_of
+from gentf.metrics.estimate import Estimate, mean_of, share_of, to_features
 
 BLOCK = 1000  # rows whose distances to all others are held at once
 
@@ -31,7 +31,7 @@ def prdc(real: np.ndarray, generated: np.ndarray, k: int = 5) -> dict[str, Estim
         "coverage": share of real points in whose ball a generated one lies. Their errors are those of other points
         being asked, the balls as given.
     """
-    real, generated = _checked(real, "real"), _checked(generated, "generated")
+    real, generated = to_features(real, "real"), to_features(generated, "generated")
     if real.shape[1] != generated.shape[1]:
         raise ValueError(f"`generated` must have {real.shape[1]} features. Received: {generated.shape[1]}")
     if not 1 <= k < min(len(real), len(generated)):
@@ -52,15 +52,6 @@ def prdc(real: np.ndarray, generated: np.ndarray, k: int = 5) -> dict[str, Estim
         "density": mean_of(inside / k),
         "coverage": share_of(covered),
     }
-
-
-def _checked(points: np.ndarray, name: str) -> np.ndarray:
-    points = np.asarray(points)
-    if points.ndim != 2 or not points.size or not np.issubdtype(points.dtype, np.floating):
-        raise ValueError(f"`{name}` must be (n, D) float. Received: {points.dtype} of shape {points.shape}")
-    if not np.all(np.isfinite(points)):
-        raise ValueError(f"`{name}` must be finite. Received: NaN or infinity")
-    return points.astype(np.float64)
 
 
 def _squares(one: np.ndarray, other: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:

@@ -146,10 +146,17 @@ class RNN(SequenceModel):
 
     def _first(self, rows: Any, label: tf.Tensor | None) -> list[tuple[tf.Tensor, ...]]:
         """The state of each layer before the first step: zeros, or what a class has learned."""
-        number = 2 if self.cell == "lstm" else 1
         if label is None:
-            return [(tf.zeros((rows, self.units)),) * number] * self.num_layers
-        parts = tf.split(lookup(self.class_state.value, label), self.num_layers * number, axis=1)
+            return [self._zeros(rows, self.units)] * self.num_layers
+        return self._states(lookup(self.class_state.value, label))
+
+    def _zeros(self, rows: Any, units: int) -> tuple[tf.Tensor, ...]:
+        return (tf.zeros((rows, units)),) * (2 if self.cell == "lstm" else 1)
+
+    def _states(self, values: tf.Tensor) -> list[tuple[tf.Tensor, ...]]:
+        """(B, all numbers of all layers' states) -> the state of each layer."""
+        number = 2 if self.cell == "lstm" else 1
+        parts = tf.split(values, self.num_layers * number, axis=1)
         return [tuple(parts[number * layer : number * (layer + 1)]) for layer in range(self.num_layers)]
 
     def hidden(self, symbols, label, seed):

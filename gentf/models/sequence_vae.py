@@ -13,13 +13,14 @@ import tensorflow as tf
 
 from gentf.kernels import random
 from gentf.kernels.quantize import lookup
+from gentf.kernels.tracing import size
 from gentf.models import serving
 from gentf.models.base import Batch
-from gentf.models.objectives import OBJECTIVES, BetaTC, Gate, Terms, make_objective
+from gentf.models.objectives import OBJECTIVES, Gate, Terms, make_objective
 from gentf.models.rnn import RNN
 from gentf.models.sequence import KEYS
 from gentf.models.variational import DROPOUT, Bound, Variational, draw_latents
-from gentf.nn.posteriors import POSTERIORS, DiagonalGaussian
+from gentf.nn.posteriors import POSTERIORS
 from gentf.nn.priors import PRIORS
 
 PRIOR = 2**31 - 1  # folded into a sample's row seed, for its latents
@@ -98,9 +99,10 @@ class SequenceVAE(Variational, RNN):
                 raise ValueError(f"`{name}` must be one of {', '.join(known)}. Received: {name}={value!r}")
         if num_classes:
             raise ValueError(f"`num_classes` must be 0: the condition is a code. Received: num_classes={num_classes}")
-        for name, size in (("latent_dim", latent_dim), ("encoder_units", encoder_units or units), ("context", context)):
-            if size < 1:
-                raise ValueError(f"`{name}` must be at least 1. Received: {name}={size}")
+        sizes = {"latent_dim": latent_dim, "encoder_units": encoder_units or units, "context": context}
+        for name, number in sizes.items():
+            if number < 1:
+                raise ValueError(f"`{name}` must be at least 1. Received: {name}={number}")
         self._options: dict[str, Any] = {
             "posterior": posterior, "prior": prior, "prior_components": prior_components, "flow_steps": flow_steps,
             "flow_hidden": flow_hidden, "objective": objective, "samples": samples, "beta": beta,
@@ -114,10 +116,7 @@ class SequenceVAE(Variational, RNN):
             input_dropout=input_dropout, context=context, **kwargs,
         )  # fmt: skip
         self.objective = make_objective(objective, self._options)
-        if getattr(self.objective, "doubly", False) and not self.posterior.has_density:
-            raise ValueError("`doubly` must be False with a posterior that is a flow: its density takes D steps")
-        if isinstance(self.objective, BetaTC) and not isinstance(self.posterior, DiagonalGaussian):
-            raise ValueError("`posterior` must be diagonal for the objective beta_tc")
+        self._check_objective()
         self._functions: dict[Any, Any] = {}
 
     def build(self, input_shape=None) -> None:
@@ -149,25 +148,27 @@ class SequenceVAE(Variational, RNN):
 
     def _entered(self, x, kept):
         (z,) = kept
-        if self.vocabulary and x.dtype.is_integer:
-            x = lookup(tf.cast(self.embedding.value, self.compute_dtype), x)
-        x, z = tf.cast(x, self.compute_dtype), tf.cast(z, self.compute_dtype)
+        x, z = self._vectors(x), tf.cast(z, self.compute_dtype)
         if x.shape.rank > z.shape.rank:  # beside every step
-            z = tf.broadcast_to(z, (tf.shape(x)[0], *(z.shape[0] or tf.shape(z)[0], self.beside)))
+            z = tf.broadcast_to(z, (tf.shape(x)[0], size(z, 0), self.beside))
         return tf.concat([x, z], axis=-1)
+
+    def _vectors(self, symbols):
+        """Tokens as what they are embedded in; frames, and what is embedded already, as they are."""
+        if symbols.dtype.is_integer:
+            return lookup(tf.cast(self.embedding.value, self.compute_dtype), symbols)
+        return tf.cast(symbols, self.compute_dtype)
 
     def _by_time(self, symbols, seed=None):
         if not self.vocabulary or seed is None or not self.input_dropout:
             return super()._by_time(symbols, seed)
-        vectors = lookup(tf.cast(self.embedding.value, self.compute_dtype), tf.transpose(symbols))
+        vectors = self._vectors(tf.transpose(symbols))
         hidden = random.uniform(seed, (symbols.shape[1],), DROPOUT) < self.input_dropout
         return tf.where(tf.transpose(hidden)[..., None], tf.zeros_like(vectors), vectors)
 
     def _first(self, rows, label):
-        number = 2 if self.cell == "lstm" else 1
         product = tf.matmul(tf.cast(label, tf.float32), self.first_kernel.value) + self.first_bias.value
-        parts = tf.split(tf.tanh(product), self.num_layers * number, axis=1)
-        return [tuple(parts[number * layer : number * (layer + 1)]) for layer in range(self.num_layers)]
+        return self._states(tf.tanh(product))
 
     # The variational model
 
@@ -176,13 +177,9 @@ class SequenceVAE(Variational, RNN):
 
     def infer(self, batch: Batch, training: bool = False) -> tuple:
         """Parameters of the posterior, and those of the prior."""
-        x = tf.transpose(batch["targets"], (1, 0) if self.vocabulary else (1, 0, 2))
-        if self.vocabulary:
-            x = lookup(tf.cast(self.embedding.value, self.compute_dtype), x)
-        x = tf.cast(x, self.compute_dtype)
+        x = self._vectors(self._by_time(batch["targets"]))
         mask = tf.transpose(batch["weights"]) > 0.0
-        zeros = tf.zeros((tf.shape(batch["targets"])[0], self.encoder_units))
-        first = (zeros,) * (2 if self.cell == "lstm" else 1)
+        first = self._zeros(tf.shape(batch["targets"])[0], self.encoder_units)
         ends = [
             self._along(x, self._cast(layer), first, mask, reverse)[1][0]
             for layer, reverse in zip(self.readers, (False, True))
@@ -242,10 +239,7 @@ class SequenceVAE(Variational, RNN):
 
         function = self._function(("bound", samples), estimate)
         seeds = random.spread(seed, len(batch["inputs"])).numpy()
-        parts = [
-            function({name: tf.constant(value) for name, value in part.items()}, tf.constant(own)).numpy()[:count]
-            for part, own, count in _blocks(batch, seeds, rows)
-        ]
+        parts = [function(part, own).numpy()[:count] for part, own, count in _blocks(batch, seeds, rows)]
         return Bound(*np.concatenate(parts).T)
 
     def log_prob(self, sequences: Sequence[Any], condition: Any = None, samples: int = 100) -> np.ndarray:
@@ -271,13 +265,13 @@ class SequenceVAE(Variational, RNN):
         Arguments but `samples`, latents a window, shape and errors as of `SequenceModel.nats_of_stream`.
         """
         inputs, targets = self._told(stream)
-        size = int(self.context or WINDOW)
-        count = -(-len(targets) // size)
-        spare = count * size - len(targets)
+        window = int(self.context or WINDOW)
+        count = -(-len(targets) // window)
+        spare = count * window - len(targets)
 
         def windows(values):
             filled = np.pad(values, [(0, spare)] + [(0, 0)] * (values.ndim - 1))
-            return filled.reshape(count, size, *values.shape[1:])
+            return filled.reshape(count, window, *values.shape[1:])
 
         batch = {"inputs": windows(inputs), "targets": windows(targets)}
         if not self.vocabulary:  # in training a window begins after silence
@@ -300,14 +294,14 @@ class SequenceVAE(Variational, RNN):
         lengths = np.array([len(row) - shift for row in symbols])
         if lengths.min() < 1:
             raise ValueError("`sequences` must have at least one symbol each. Received: an empty one")
-        size = -(-int(lengths.max()) // STEP) * STEP
-        wide = [np.pad(row, [(0, size + shift - len(row))] + [(0, 0)] * (row.ndim - 1)) for row in symbols]
+        steps = -(-int(lengths.max()) // STEP) * STEP
+        wide = [np.pad(row, [(0, steps + shift - len(row))] + [(0, 0)] * (row.ndim - 1)) for row in symbols]
         rows = np.stack(wide)
         batch = {"inputs": rows[:, :-1], "targets": rows[:, 1:]}
         if not self.vocabulary:
             rows = rows.astype(np.float32)
             batch = {"inputs": np.pad(rows, [(0, 0), (1, 0), (0, 0)])[:, :-1], "targets": rows}
-        return batch | {"weights": (np.arange(size) < lengths[:, None]).astype(np.float32)}
+        return batch | {"weights": (np.arange(steps) < lengths[:, None]).astype(np.float32)}
 
     def _function(self, name: Any, function: Any) -> Any:
         if name not in self._functions:

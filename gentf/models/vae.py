@@ -13,7 +13,7 @@ import tensorflow as tf
 from gentf.kernels import random
 from gentf.models.base import Batch
 from gentf.models.latent_images import ROWS_AT_ONCE, LatentImageModel
-from gentf.models.objectives import OBJECTIVES, BetaTC, Gate, Objective, Terms, make_objective
+from gentf.models.objectives import OBJECTIVES, Gate, Objective, Terms, make_objective
 from gentf.models.variational import DROPOUT, draw_latents
 from gentf.nn.likelihoods import LIKELIHOODS, Likelihood
 from gentf.nn.posteriors import POSTERIORS, DiagonalGaussian, Posterior
@@ -122,10 +122,7 @@ class VAE(LatentImageModel):
         self.objective = make_objective(objective, options)
         self._own_networks = encoder is None, decoder is None
         self._make_parts(encoder, decoder)
-        if getattr(self.objective, "doubly", False) and not self.posterior.has_density:
-            raise ValueError("`doubly` must be False with a posterior that is a flow: its density takes D steps")
-        if isinstance(self.objective, BetaTC) and not isinstance(self.posterior, DiagonalGaussian):
-            raise ValueError("`posterior` must be diagonal for the objective beta_tc")
+        self._check_objective()
         if isinstance(self.prior, VampPrior) and (
             self._condition_size or not isinstance(self.posterior, DiagonalGaussian)
         ):

@@ -13,8 +13,8 @@ import tensorflow as tf
 
 from gentf.kernels import random
 from gentf.models.base import Batch, GenerativeModel, Losses
-from gentf.models.objectives import Gate, Look, Objective, Terms
-from gentf.nn.posteriors import Posterior
+from gentf.models.objectives import BetaTC, Gate, Look, Objective, Terms
+from gentf.nn.posteriors import DiagonalGaussian, Posterior
 from gentf.nn.priors import Prior
 
 NOISE, PRIOR_NOISE, DROPOUT = 1, 2, 3  # streams of randomness inside a step
@@ -45,6 +45,7 @@ class Variational(GenerativeModel):
     """
 
     objective: Objective
+    posterior: Posterior
     #: How many latents an example of an exported `log_prob`.
     served_samples = 64
 
@@ -109,6 +110,13 @@ class Variational(GenerativeModel):
             samples = math.log(self.objective.samples)
             found["nats"] = -tf.reduce_mean(tf.reduce_logsumexp(terms.log_weights, axis=1) - samples)
         return found
+
+    def _check_objective(self) -> None:
+        """ValueError for an objective that asks for more than the posterior gives."""
+        if getattr(self.objective, "doubly", False) and not self.posterior.has_density:
+            raise ValueError("`doubly` must be False with a posterior that is a flow: its density takes D steps")
+        if isinstance(self.objective, BetaTC) and not isinstance(self.posterior, DiagonalGaussian):
+            raise ValueError("`posterior` must be diagonal for the objective beta_tc")
 
     # Likelihoods
 
