@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 CLASSES_SHOWN = 20
 FILES_SHOWN = 10
 PAIRS_SHOWN = 3
-SECTIONS = {"image": ("image",), "text": ("text",), "music": ("music",), "pairs": ("pairs", "text")}
+SECTIONS: dict[str, tuple[str, ...]] = {
+    "image": ("image",),
+    "text": ("text",),
+    "music": ("music",),
+    "pairs": ("pairs", "text"),
+    "points": (),
+}
 
 
 @click.command()
@@ -27,8 +33,8 @@ def data(name: str | None, overrides: Sequence[str], show_all: bool) -> None:
     """List the data sets at hand, or describe one.
 
     NAME is an embedded set or a TFDS builder, PATH a folder or a file of images, text, music or pairs. Which of these
-    it is shows in its name or its files; data.modality=image|text|music|pairs decides where it does not. Each KEY
-    of the sections `data`, `image`, `text`, `music` and `pairs` can be set as for training:
+    it is shows in its name or its files; data.modality=image|text|music|pairs|points decides where it does not. Each
+    KEY of the sections `data`, `image`, `text`, `music` and `pairs` can be set as for training:
 
     \b
       gentf data
@@ -70,11 +76,12 @@ def data(name: str | None, overrides: Sequence[str], show_all: bool) -> None:
 
 def listing(show_all: bool = False) -> list[str]:
     """Lines that name the data sets at hand."""
-    from gentf.data import embedded, sequences, text
+    from gentf.data import embedded, points, sequences, text
     from gentf.data.builders import builder_names, data_dir, prepared_builders
 
-    sets = {**embedded.EMBEDDED, **{name: f"{about} (text)" for name, about in text.EMBEDDED.items()}}
-    lines = ["embedded:", *(f"  {name}  {about}" for name, about in (sets | sequences.EMBEDDED).items())]
+    sets = embedded.EMBEDDED | points.EMBEDDED | {name: f"{about} (text)" for name, about in text.EMBEDDED.items()}
+    sets |= sequences.EMBEDDED
+    lines = ["embedded:", *(f"  {name}  {about}" for name, about in sets.items())]
     prepared = prepared_builders()
     lines += [f"prepared in {data_dir()}:", *(f"  {name}" for name in prepared or ["(none)"])]
     if show_all:
@@ -93,7 +100,8 @@ def description(source: "DataSource") -> list[str]:
     """Lines that say what a data source holds."""
     spec = source.spec
     rows = [("name", spec.name)]
-    rows += {"image": _of_images, "text": _of_text, "music": _of_music, "pairs": _of_pairs}[spec.modality](source)
+    kinds = {"image": _of_images, "text": _of_text, "music": _of_music, "pairs": _of_pairs, "points": _of_points}
+    rows += kinds[spec.modality](source)
     rows.append(("fingerprint", source.fingerprint[:16]))
     return [f"{label + ':' if label else '':<12} {text}" for label, text in rows]
 
@@ -113,6 +121,16 @@ def _of_images(source: "DataSource") -> list[tuple[str, str]]:
     megabytes *= 4 if spec.dtype == "float32" else 1
     rows.append(("decoded", f"{megabytes:.1f} MB, {'held in memory' if source.cached else 'streamed'}"))
     return rows
+
+
+def _of_points(source: "DataSource") -> list[tuple[str, str]]:
+    from gentf.data.points import MIXTURES
+
+    spec, mixture = source.spec, MIXTURES[source.spec.name]
+    modes = f"{spec.num_classes} normal modes, standard deviation {mixture.scale:g}"
+    rows = [("points", f"of {spec.shape[0]} numbers; {modes}")]
+    rows += [(name, f"{len(split)} points") for name, split in source.splits.items()]
+    return [*rows, ("licence", spec.licence)]
 
 
 def _of_text(source: "DataSource") -> list[tuple[str, str]]:

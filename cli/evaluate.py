@@ -39,8 +39,8 @@ class CheckpointType(click.ParamType):
     type=click.IntRange(min=1),
     default=10_000,
     show_default=True,
-    help="Samples to draw: images at most as many as there are training images, texts or pieces at most 200; of "
-    "pairs, those that are answered, at most 2000.",
+    help="Samples to draw: images at most as many as there are training images, points at most 2500, texts or pieces "
+    "at most 200; of pairs, those that are answered, at most 2000.",
 )
 @click.option(
     "--seed",
@@ -113,9 +113,10 @@ def show_progress(label: str, done: int, total: int) -> None:
     click.echo(f"{CLEAR}{label} {done}/{total}", nl=False, err=True)
 
 
-NOUNS = {"image": "images", "text": "texts", "music": "pieces", "pairs": "answers"}
+NOUNS = {"image": "images", "points": "points", "text": "texts", "music": "pieces", "pairs": "answers"}
 REAL = {
     "image": "real images score",
+    "points": "points of the mixture score",
     "text": "real text scores",
     "music": "real pieces score",
     "pairs": "right answers score",
@@ -126,7 +127,7 @@ UNITS = {"image": "an image", "text": "a token", "music": "a frame", "pairs": "a
 def report(result: Mapping[str, Any], meanings: Mapping[str, Any]) -> str:
     """The table for people."""
     references, modality = result["references"], result["modality"]
-    beside = {"image": "images", "text": "tokens", "music": "pieces", "pairs": "pairs"}[modality]
+    beside = {"image": "images", "points": "points", "text": "tokens", "music": "pieces", "pairs": "pairs"}[modality]
     lines = [
         f"{result['run']}: {result['samples']} {NOUNS[modality]} of {result['model']}, checkpoint "
         f"{result['checkpoint']}, beside {references[f'held_out_{beside}']} {result['split']} {beside} of "

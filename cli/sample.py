@@ -17,6 +17,7 @@ FRAMES = ("label", "prompt_file", "max_length", "temperature", "jit", "key", "ra
 EVENTS = (*FRAMES, "top_k", "top_p", "min_p", "repetition")
 TAKES = {
     "images": ("label",),
+    "points": ("label",),
     "text": TEXT,
     "pairs": TEXT,
     "frames": FRAMES,
@@ -38,16 +39,18 @@ SERVED = (
 @click.command()
 @click.argument("run", metavar="RUN|EXPORT|FILE.keras")
 @click.option(
-    "-n", "--num", type=click.IntRange(1, 1_000_000), help="Samples to draw.  [default: 64 images, 1 text or piece]"
-)
+    "-n", "--num", type=click.IntRange(1, 1_000_000),
+    help="Samples to draw.  [default: 64 images, 2500 points, 1 text or piece]",
+)  # fmt: skip
 @click.option(
     "--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="The same seed, the same samples."
 )
 @click.option("--label", help="Class to draw, by name or number; conditional models only.")
 @click.option(
     "--out", type=click.Path(path_type=Path),
-    help="Images: .png (grid), .npz (`image` uint8, `label`) or a folder. Text: .txt, .jsonl or a folder. Music: .mid "
-    "(several are numbered), .png, .npz or a folder.  [default: samples.png, stdout for text, samples.mid]",
+    help="Images: .png (grid), .npz (`image` uint8, `label`) or a folder. Points: .csv, .npz or .png. Text: .txt, "
+    ".jsonl or a folder. Music: .mid (several are numbered), .png, .npz or a folder.  [default: "
+    "samples.png, samples.csv, stdout for text, samples.mid]",
 )  # fmt: skip
 @click.option(
     "--checkpoint", type=CheckpointType(), default="last", show_default=True, help="Checkpoint to draw from; runs only."
@@ -119,6 +122,13 @@ def sample(run: str, num: int | None, seed: int, out: Path | None, checkpoint: s
         click.echo(f"{number} samples: {out}")
         return
 
+    if kind == "points":
+        number, out = num or 2500, out or Path("samples.csv")
+        check_out(out, (".csv", ".npz", ".png"), folder=False)
+        write_points(out, model.sample(number, condition=condition, seed=seed))
+        click.echo(f"{number} samples: {out}")
+        return
+
     from gentf.cli import sequences
 
     if kind in ("text", "pairs"):
@@ -171,7 +181,7 @@ def kind_of(model: Any) -> str:
     from gentf.models import EncoderDecoder, SequenceModel
 
     if not isinstance(model, SequenceModel):
-        return "images"
+        return "points" if len(model.image_shape) == 1 else "images"
     kind = model.tokenizer["kind"] if model.tokenizer else None
     if kind is None:
         raise UserError("`run` must be a model that knows what its tokens stand for. Received: one without a tokenizer")
@@ -188,7 +198,7 @@ def kind_of_served(served: Any) -> str:
     outputs = served.signatures.get("serving_default", {"outputs": {}})["outputs"]
     answer = next((name for name in SEQUENCES if name in outputs), None)
     if answer is None:
-        return "images"
+        return "points" if "point" in outputs else "images"
     if answer == "text":
         return "pairs" if served.modality == "pairs" else "text"
     kind = "frames" if answer == "roll" else served.tokenizer
@@ -204,20 +214,20 @@ def check_options(given: dict[str, Any], kind: str, served: bool) -> None:
     for name in given:
         option = f"--{name.replace('_', '-')}"
         if name not in TAKES[kind]:
-            what = {"images": "a model of images", "text": "a model of text", "pairs": "a model of pairs"}
-            described = what.get(kind, f"a model of music as {kind}")
+            known = ("images", "points", "text", "pairs")
+            described = f"a model of {kind if kind in known else f'music as {kind}'}"
             raise UserError(f"`{option}` must be left out for {described}. Received: {option} {given[name]}")
         if served and name not in SERVED:
             raise UserError(f"`{option}` must be left out for an export. Received: {option} {given[name]}")
 
 
-def check_out(out: Path | None, endings: tuple[str, ...]) -> None:
-    """Raise UserError unless `out` has one of the endings, or none, as a folder has."""
+def check_out(out: Path | None, endings: tuple[str, ...], folder: bool = True) -> None:
+    """Raise UserError unless `out` has one of the endings, or, where a `folder` will do, none."""
     from gentf.errors import UserError
 
-    if out is not None and out.suffix not in (*endings, ""):
+    if out is not None and out.suffix not in (*endings, *([""] if folder else [])):
         known = " or ".join((", ".join(endings[:-1]), endings[-1]))
-        raise UserError(f"`--out` must end in {known}, or name a folder. Received: --out {out}")
+        raise UserError(f"`--out` must end in {known}{', or name a folder' if folder else ''}. Received: --out {out}")
 
 
 def class_index(label: str, names: tuple[str, ...]) -> int:
@@ -249,3 +259,18 @@ def write(out: Path, pixels: "np.ndarray", condition: int | None) -> None:
     else:
         for index, image in enumerate(pixels):
             images.write_png(out / f"{index:06d}.png", image)
+
+
+def write_points(out: Path, points: "np.ndarray") -> None:
+    """Write (n, D) float32 as lines of numbers, an array, or a picture."""
+    import numpy as np
+
+    from gentf.files import atomic_save, atomic_write
+    from gentf.sampling import images
+
+    if out.suffix == ".png":
+        images.write_png(out, images.scatter(points))
+    elif out.suffix == ".npz":
+        atomic_save(out, lambda file: np.savez_compressed(file, allow_pickle=False, point=points))
+    else:
+        atomic_write(out, "".join(",".join(f"{number:.9g}" for number in point) + "\n" for point in points.tolist()))

@@ -2,7 +2,8 @@
 
 Every metric stands between two references measured under the same protocol: as a rule real data that the model has
 not seen, and a degenerate generator. Which of them is the floor and which the ceiling is said in `METRICS` and, at
-more length, in docs/evaluation.md. What is here is for images; for sequences see `gentf.evaluation_sequences`.
+more length, in docs/evaluation.md. What is here is for images; for sequences and points see
+`gentf.evaluation_sequences` and `gentf.evaluation_points`.
 """
 
 import json
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from gentf import evaluation_likelihood as likelihood
+from gentf import evaluation_points as points
 from gentf import evaluation_sequences as sequences
 from gentf.data import DataSource, Split, sprites
 from gentf.errors import UserError
@@ -25,6 +27,7 @@ from gentf.metrics.estimate import mean_of, to_signed
 from gentf.metrics.nearest import copy_threshold, near_copies, nearest_distances
 from gentf.metrics.table import Meaning, Metrics, entry, number
 from gentf.models.base import GenerativeModel
+from gentf.models.gan import GAN
 from gentf.sampling.images import to_uint8
 from gentf.training.run import Run
 
@@ -40,6 +43,7 @@ REAL = "held-out real images"
 METRICS = (
     sequences.METRICS
     | likelihood.METRICS
+    | points.METRICS
     | {
         "classes_covered": Meaning("classes that the model makes", "one class", "every class", "ceiling"),
         "reverse_kl": Meaning("mismatch of class shares, nats", REAL, "all in the rarest class", "floor"),
@@ -82,8 +86,8 @@ def evaluate(
         run: an existing run folder.
         split: the held-out real data to compare with, "test" or "validation".
         samples: to draw. Of images lowered to the size of the train split, and to what fits in memory
-            (`MAX_NUMBERS`); of sequences to `sequences.MAX_SAMPLES`; of pairs those that are answered, at most
-            `sequences.MAX_PAIRS`.
+            (`MAX_NUMBERS`); of points to `points.MAX_SAMPLES`; of sequences to `sequences.MAX_SAMPLES`; of pairs those
+            that are answered, at most `sequences.MAX_PAIRS`.
         seed: of the samples (those of `model.sample(num, seed=seed)`), projections and bootstrap.
         checkpoint: "last", "best" or a step.
         importance_samples: latents an image, or a window of a sequence, of a model whose likelihood is a bound.
@@ -108,7 +112,7 @@ def evaluate(
         raise UserError(f"`seed` must be from 0 to 2**31 - 1. Received: seed={seed}")
     source = run.load_data(progress)
     held_out: Split = source.splits[split]
-    images = source.spec.modality == "image"
+    images, pointwise = (source.spec.modality == name for name in ("image", "points"))
     if len(held_out) < (2 if images else 1):
         least = "two images" if images else "one example; a share of 0 leaves it empty, and text shorter than a block"
         raise UserError(f"the {split} split must hold at least {least}. Received: {len(held_out)}")
@@ -127,6 +131,9 @@ def evaluate(
     }
     if images:
         result |= _measure(source, held_out, model, samples, importance_samples, seed, progress, warn)
+    elif pointwise:
+        assert isinstance(model, GAN)  # no other family is for points
+        result |= points.measure(source, held_out, model, samples, seed, tell)
     else:
         result |= sequences.measure(run.config, source, held_out, model, samples, importance_samples, seed, tell)
     atomic_write(run.path / "evaluation.json", json.dumps(result, indent=1, allow_nan=False) + "\n")

@@ -75,8 +75,8 @@ def gradient_penalty(
     """Mean of (|gradient of the discriminator| - slope)^2 at points between real and fake images.
 
     Args:
-        discriminator: images (B, H, W, C) -> logits (B,), each from its own image alone (no batch normalization).
-        real, fake: (B, H, W, C) float.
+        discriminator: images (B, ...) -> logits (B,), each from its own image alone (no batch normalization).
+        real, fake: (B, ...) float.
         mix: (B,) float in [0, 1], the share of the fake image.
         slope: that is asked for.
     Returns:
@@ -84,7 +84,8 @@ def gradient_penalty(
     References: Gulrajani et al. (2017), equation 3; with a slope of 0, Thanh-Tung, Tran & Venkatesh (2019), "Improving
     generalization and stability of generative adversarial networks", equation 5.
     """
-    squares = _squared_slopes(discriminator, real + tf.reshape(mix, (-1, 1, 1, 1)) * (fake - real))
+    mix = tf.reshape(mix, (-1,) + (1,) * (real.shape.rank - 1))
+    squares = _squared_slopes(discriminator, real + mix * (fake - real))
     if not slope:
         return tf.reduce_mean(squares)
     norm = tf.sqrt(squares + 1e-12)  # a derivative at zero
@@ -96,8 +97,8 @@ def slope_penalty(discriminator: Callable[[tf.Tensor], tf.Tensor], images: tf.Te
     R2 at fake ones.
 
     Args:
-        discriminator: images (B, H, W, C) -> logits (B,), each from its own image alone (no batch normalization).
-        images: (B, H, W, C) float.
+        discriminator: images (B, ...) -> logits (B,), each from its own image alone (no batch normalization).
+        images: (B, ...) float.
     Returns:
         Scalar float32, >= 0.
     Reference: Mescheder, Geiger & Nowozin (2018), equation 9 and after it.
@@ -174,7 +175,7 @@ def _squared_slopes(discriminator: Callable[[tf.Tensor], tf.Tensor], points: tf.
         tape.watch(points)
         logits = discriminator(points)
     gradient = tf.cast(tape.gradient(logits, points), tf.float32)
-    return tf.reduce_sum(tf.square(gradient), axis=(1, 2, 3))
+    return tf.reduce_sum(tf.square(gradient), axis=list(range(1, points.shape.rank)))
 
 
 def _cross_entropy(real_logits: tf.Tensor, fake_logits: tf.Tensor) -> tf.Tensor:

@@ -20,7 +20,7 @@ class DataConfig:
     """Where the examples come from and how they are cut into train, validation and test."""
 
     name: str = field("digits", "embedded set, TFDS builder, or the path of a file or folder")
-    modality: str = field("image", "what the examples are", choices=("image", "text", "music", "pairs"))
+    modality: str = field("image", "what the examples are", choices=("image", "text", "music", "pairs", "points"))
     cache_mb: int = field(1024, "decoded examples are held in memory up to this many MB, else streamed", low=0)
     validation_share: float = field(0.1, "cut from train where the data have no validation split", low=0.0, high=0.9)
     test_share: float = field(0.1, "cut from train where the data have no test split", low=0.0, high=0.9)
@@ -84,7 +84,7 @@ class GANConfig:
         choices=("minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic"),
     )
     conditional: bool = field(False, "learn the classes of labelled data, and sample by class")
-    latent_dim: int = field(100, "numbers of noise an image is made from", low=1, high=100_000)
+    latent_dim: int = field(100, "numbers of noise a sample is made from", low=1, high=100_000)
     hidden_units: tuple[int, ...] = field((128, 256), "mlp: generator layers; the discriminator mirrors them", low=1)
     generator_normalization: str = field("batch", "mlp: normalization in the generator", choices=("none", "batch"))
     width: int = field(64, "dcgan: channels of the layer next to the image", low=1, high=4096)
@@ -93,6 +93,7 @@ class GANConfig:
     )
     gradient_penalty: float = field(0.0, "weight of the gradient penalty; 10 for WGAN-GP", low=0.0)
     penalty_slope: float = field(1.0, "slope that the gradient penalty asks for; 0 for 0-GP", low=0.0)
+    packing: int = field(1, "samples that the discriminator judges together", low=1, high=1024)
     r1: float = field(0.0, "gamma of the R1 penalty, the discriminator's slope at real images", low=0.0)
     r2: float = field(0.0, "gamma of the R2 penalty, its slope at fake images", low=0.0)
     discriminator_steps: int = field(1, "discriminator updates a generator update", low=1, high=100)

@@ -5,7 +5,7 @@ reads for one index never depends on the others, so any order, and any starting 
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -128,6 +128,22 @@ class ArrayExamples(Examples):
 
     def gather(self, indices: tf.Tensor) -> Element:
         return self.select(self.tensors, indices)
+
+
+class Rows(Examples):
+    """Rows of several arrays. Args: arrays: name -> (n, ...)."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]):
+        first = next(iter(arrays.values()))
+        super().__init__(len(first), first.shape[1:], first.dtype.name, "label" in arrays, None)
+        self._tensors = {name: on_host(values) for name, values in arrays.items()}
+
+    @property
+    def resident(self) -> Element:
+        return self._tensors
+
+    def gather(self, indices: tf.Tensor) -> Element:
+        return self.select(self._tensors, indices)
 
 
 class MappedExamples(Examples):

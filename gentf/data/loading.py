@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gentf.data import listing, sequences, text
+from gentf.data import listing, points, sequences, text
 from gentf.data.arrays import load_npz
 from gentf.data.builders import builder_names, load_builder, prepared_folder
 from gentf.data.embedded import EMBEDDED, load_embedded
@@ -28,8 +28,8 @@ def load(name_or_path: str | os.PathLike, *, modality: str = "image", **options:
 
     Args:
         name_or_path: see the modality's own function.
-        modality: "image" (`load_images`), "text" (`gentf.data.sequences.load_text`), "music" (`load_music`) or "pairs"
-            (`load_pairs`).
+        modality: "image" (`load_images`), "text" (`gentf.data.sequences.load_text`), "music" (`load_music`), "pairs"
+            (`load_pairs`) or "points" (`gentf.data.points.load_points`).
         options: arguments of that function. Those of `load_images` about caching and corrupt files, and `progress`, are
             accepted for every modality.
     Raises:
@@ -40,17 +40,18 @@ def load(name_or_path: str | os.PathLike, *, modality: str = "image", **options:
         "text": sequences.load_text,
         "music": sequences.load_music,
         "pairs": sequences.load_pairs,
+        "points": points.load_points,
     }
     if modality not in loaders:
         raise UserError(f"`modality` must be one of {', '.join(loaders)}. Received: modality={modality!r}")
     loader = loaders[modality]
     known = inspect.signature(loader).parameters
-    general = {"cache_mb", "max_corrupt_share", "progress", *(("documents", "block") if modality == "pairs" else ())}
+    general = {"cache_mb", "max_corrupt_share", "progress"}
+    general |= {"pairs": {"documents", "block"}, "points": {"validation_share", "test_share"}}.get(modality, set())
     unknown = set(options) - set(known) - general
     if unknown:
-        raise UserError(
-            f"`{sorted(unknown)[0]}` is no option of modality {modality}. It has: {', '.join(list(known)[1:])}"
-        )
+        accepted = ", ".join(list(known)[1:]) or "none"
+        raise UserError(f"`{sorted(unknown)[0]}` is no option of modality {modality}. It has: {accepted}")
     return loader(name_or_path, **{name: value for name, value in options.items() if name in known})
 
 
@@ -63,13 +64,15 @@ def modality_of(name_or_path: str | os.PathLike) -> str:
     is taken for images.
 
     Returns:
-        "image", "text", "music" or "pairs".
+        "image", "text", "music", "pairs" or "points".
     """
     name = os.fspath(name_or_path)
     if name in text.EMBEDDED:
         return "text"
     if name in sequences.EMBEDDED:
         return "music" if name == "chorales" else "pairs"
+    if name in points.EMBEDDED:
+        return "points"
     if name in EMBEDDED:
         return "image"
     by_name = not name.startswith((".", "/", "~"))

@@ -9,8 +9,6 @@ What a batch holds:
 - pairs: {"source": int32 (B, S), "target": int32 (B, T), "target_length": int32 (B,)}, see `pairs.pad_pairs`.
 """
 
-import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,9 +17,9 @@ import numpy as np
 import tensorflow as tf
 
 from gentf.data import midi, music, pairs, tokenizers
-from gentf.data.examples import Element, Examples, on_host
+from gentf.data.examples import Element, Examples, Rows, on_host
 from gentf.data.order import fixed_order, held_out_sizes
-from gentf.data.source import SPLITS, DataSource, DataSpec, Progress, Split
+from gentf.data.source import SPLITS, DataSource, DataSpec, Progress, of_stores
 from gentf.data.text import pack, read_documents, split_documents, windows
 from gentf.errors import UserError
 
@@ -66,22 +64,6 @@ class Windows(Examples):
 
     def gather(self, indices: tf.Tensor) -> Element:
         return self.select(self.resident, indices)
-
-
-class Arrays(Examples):
-    """Rows of several arrays. Args: arrays: name -> (n, ...)."""
-
-    def __init__(self, arrays: Mapping[str, np.ndarray]):
-        first = next(iter(arrays.values()))
-        super().__init__(len(first), first.shape[1:], first.dtype.name, "label" in arrays, None)
-        self._tensors = {name: on_host(values) for name, values in arrays.items()}
-
-    @property
-    def resident(self) -> Element:
-        return self._tensors
-
-    def gather(self, indices: tf.Tensor) -> Element:
-        return self.select(self._tensors, indices)
 
 
 def load_text(
@@ -152,8 +134,8 @@ def load_music(
     )  # fmt: skip
     if tokens == "frames":
         cut = {name: music.cut(p, block) if name == "train" else p for name, p in parts.items()}
-        stores = {name: Arrays(music.pad_rolls(pieces)) for name, pieces in cut.items() if pieces}
-        return _source(spec, stores, Arrays(music.pad_rolls([np.zeros((1, midi.PITCHES), np.uint8)])))
+        stores = {name: Rows(music.pad_rolls(pieces)) for name, pieces in cut.items() if pieces}
+        return of_stores(spec, stores, Rows(music.pad_rolls([np.zeros((1, midi.PITCHES), np.uint8)])))
     to_tokens, names = {"chords": (midi.to_chords, midi.CHORDS), "events": (midi.to_events, midi.EVENTS)}[tokens]
     end = np.zeros(1, np.int32)
     streams = {
@@ -210,7 +192,7 @@ def load_pairs(
         name, (longest["source"], longest["target"]), "int32", (0, codec.size - 1), licence=licence, modality="pairs",
         tokenizer=codec.to_dict(), start=(tokenizers.BOUNDARY,), boundary=True,
     )  # fmt: skip
-    return _source(spec, {split: Arrays(content) for split, content in arrays.items()}, Arrays(arrays["train"]))
+    return of_stores(spec, {split: Rows(content) for split, content in arrays.items()}, Rows(arrays["train"]))
 
 
 def _of_streams(spec: DataSpec, streams: Mapping[str, np.ndarray], block: int) -> DataSource:
@@ -218,19 +200,7 @@ def _of_streams(spec: DataSpec, streams: Mapping[str, np.ndarray], block: int) -
     for name, stream in streams.items():
         if len(stream) > block or name == "train":
             stores[name] = Windows(stream, block, moving=name == "train")
-    return _source(spec, stores, stores["train"])
-
-
-def _source(spec: DataSpec, stores: Mapping[str, Examples], none: Examples) -> DataSource:
-    """A source of whole stores; a split without one is empty."""
-    digest = hashlib.sha256(json.dumps([spec.name, spec.shape, spec.tokenizer]).encode())
-    splits = {}
-    for name in SPLITS:
-        store = stores.get(name, none)
-        splits[name] = Split(name, store, np.arange(store.size if name in stores else 0))
-        for key, values in (store.resident or {}).items() if name in stores else ():
-            digest.update(f"{name} {key} {values.shape} ".encode() + values.numpy().tobytes())
-    return DataSource(spec, splits, (), digest.hexdigest(), cached=True)
+    return of_stores(spec, stores, stores["train"])
 
 
 def _line_break(codec: tokenizers.Tokenizer) -> tuple[int, ...]:

@@ -36,12 +36,14 @@ class DataSpec:
 
     Args:
         name: of the set: an embedded name, a builder's name, or a path.
-        shape: (H, W, C) of an image; (block,) of tokens; (block, 88) of frames; (longest source, target) of pairs.
+        shape: (H, W, C) of an image; (D,) of a point; (block,) of tokens; (block, 88) of frames; (longest source,
+            target) of pairs.
         dtype: "uint8" or "float32" of images and frames, "int32" of tokens.
-        value_range: (0, 255) for uint8 and (-1.0, 1.0) for float32 images; of tokens, the first and the last.
+        value_range: (0, 255) for uint8 and (-1.0, 1.0) for float32 images, and about so for points; of tokens, the
+            first and the last.
         class_names: one a label; empty where the set has none.
         licence: as far as it is known.
-        modality: "image", "text", "music" or "pairs".
+        modality: "image", "text", "music", "pairs" or "points".
         tokenizer: text and pairs: what `gentf.data.tokenizers.Tokenizer.from_dict` takes; music: {"kind": "frames",
             "chords" or "events"}; None for images.
         start: the tokens that stand before a text where no prompt is given.
@@ -327,6 +329,18 @@ def build(
         order = parts[name][1]
         digest.update(f"{name} {len(order)} ".encode() + order.astype("<i8").tobytes())
     return DataSource(spec, splits, corrupt, digest.hexdigest(), cached)
+
+
+def of_stores(spec: DataSpec, stores: Mapping[str, Examples], none: Examples) -> DataSource:
+    """A source of whole stores; a split without one is empty."""
+    digest = hashlib.sha256(json.dumps([spec.name, spec.shape, spec.tokenizer]).encode())
+    splits = {}
+    for name in SPLITS:
+        store = stores.get(name, none)
+        splits[name] = Split(name, store, np.arange(store.size if name in stores else 0))
+        for key, values in (store.resident or {}).items() if name in stores else ():
+            digest.update(f"{name} {key} {values.shape} ".encode() + values.numpy().tobytes())
+    return DataSource(spec, splits, (), digest.hexdigest(), cached=True)
 
 
 def _joined(first: tuple[Examples, np.ndarray], second: tuple[Examples, np.ndarray]) -> tuple[Examples, np.ndarray]:

@@ -18,6 +18,7 @@ RANGES = {
     "z": "independent N(0, 1)",
     "image": "[-1, 1]",
     "image_bytes": "PNG file content",
+    "point": "as in the data",
     "logit": "> 0: taken for real, < 0: taken for generated",
     "prompt": "UTF-8, empty for none; characters the tokenizer does not know are left out, and of a long one the end "
     "is read",
@@ -93,6 +94,8 @@ def _data(run: Any) -> str:
     spec = run.spec
     if spec.modality == "image":
         what = f"images of shape {tuple(spec.shape)}"
+    elif spec.modality == "points":
+        what = f"points of {spec.shape[0]} numbers"
     else:
         kind = spec.tokenizer["kind"] if spec.tokenizer else "tokens"
         what = spec.modality if kind == "frames" else f"{spec.modality} as {kind} tokens, {spec.vocabulary} of them"

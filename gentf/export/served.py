@@ -32,7 +32,7 @@ class ServedModel:
         conditional: whether `serving_default` takes a label.
         num_classes: as far as the export says; None where it does not.
         class_names: one a class, as far as the export says.
-        modality: "image", "text", "music" or "pairs", as far as the export says.
+        modality: "image", "text", "music", "pairs" or "points", as far as the export says.
         tokenizer: the kind of a sequence's symbols ("char", "chords", ...), as far as the export says.
         max_length: symbols of a sequence at most; None for other models, or where the export does not say.
     """
@@ -105,8 +105,8 @@ class ServedModel:
             temperature, top_p: of a model of sequences, as of its own `sample`; one for all, or one a sample.
             max_length: symbols generated a row, at most; None: 256, or as many as the export can make.
         Returns:
-            (num, H, W, C) float32 in [-1, 1]; of a model of sequences a list of texts without the prompt, of rolls
-            uint8 (T, 88), or of arrays of tokens.
+            (num, H, W, C) float32 in [-1, 1], or (num, D) float32 of points; of a model of sequences a list of texts
+            without the prompt, of rolls uint8 (T, 88), or of arrays of tokens.
         """
         given = {"prompt": prompt, "temperature": temperature, "top_p": top_p, "max_length": max_length}
         kind = next((name for name in SEQUENCES if name in self._default("outputs")), None)
@@ -114,7 +114,7 @@ class ServedModel:
             for name, value in given.items():
                 if value is not None:
                     raise UserError(f"`{name}` must be None for a model of images. Received: {name}={value!r}")
-            return self._draw("image", num, condition, seed)
+            return self._draw("point" if "point" in self._default("outputs") else "image", num, condition, seed)
         inputs = self._sequence_inputs(num, **given)
         answers = self._rows(DEFAULT, num, condition, seed, inputs)
         if kind == "text":

@@ -22,7 +22,7 @@ from gentf.models.sequence_vae import SequenceVAE
 from gentf.models.transformer import Transformer
 from gentf.models.vae import VAE
 from gentf.models.vqvae import VQVAE
-from gentf.schema import Config
+from gentf.schema import Config, GANConfig
 
 FAMILIES: dict[str, type[GenerativeModel]] = {
     "gan": GAN,
@@ -73,12 +73,14 @@ def build(config: Config, spec: DataSpec) -> GenerativeModel:
         found = f"{spec.num_classes} classes in {spec.name}"
         raise UserError(f"`model.conditional` must be false for data with fewer than 2 classes. Received: {found}")
     images = issubclass(family, ImageModel)
-    if images != (spec.modality == "image"):
-        kinds = "images" if images else "text or music"
+    if images != (spec.modality in ("image", "points")) or (images and len(spec.shape) not in family.ranks):
+        kinds = "text or music" if not images else "images or points" if 1 in family.ranks else "images"
         raise UserError(
             f"`model.family` must be one for data of modality {spec.modality}. Received: "
             f"model.family={config.model.family}, which is for {kinds}"
         )
+    if isinstance(config.model, GANConfig) and spec.modality == "points" and config.model.network != "mlp":
+        raise UserError(f"`model.network` must be mlp for points. Received: model.network={config.model.network}")
     if spec.modality == "pairs" and family is not EncoderDecoder:
         raise UserError(
             f"`model.family` must be encoder_decoder for pairs. Received: model.family={config.model.family}"
@@ -170,6 +172,7 @@ def load_data(config: Config, progress=None):
         "text": (config.text,),
         "music": (config.music,),
         "pairs": (config.pairs, config.text),
+        "points": (),
     }
     for section in sections[config.data.modality]:
         data |= dataclasses.asdict(section)

@@ -20,15 +20,15 @@ SAMPLE_NOISE, SAMPLE_LABEL = range(2)
 
 @keras.saving.register_keras_serializable("gentf")
 class GAN(ImageModel):
-    """A generator of images from noise, trained against a discriminator.
+    """A generator of images, or of points, from noise, trained against a discriminator.
 
     Samples and exports come from an exponential moving average of the generator, whose images change less from step to
     step. The discriminator is updated every step, the generator every `discriminator_steps` steps.
 
     Args:
-        image_shape: (height, width, channels).
+        image_shape: (height, width, channels), or (D,) of points, with the network "mlp".
         num_classes: classes to learn from labels and to sample by; 0 learns without labels.
-        latent_dim: numbers of N(0, 1) noise an image is made from.
+        latent_dim: numbers of N(0, 1) noise a sample is made from.
         network: "mlp" or "dcgan".
         loss: a name in `gentf.losses.ADVERSARIAL`.
         hidden_units: mlp: units of the generator's layers; the discriminator mirrors them.
@@ -37,6 +37,9 @@ class GAN(ImageModel):
         discriminator_normalization: dcgan: "none", "batch" or "layer".
         gradient_penalty: weight of the gradient penalty; 0 leaves it out, 10 is WGAN-GP's.
         penalty_slope: the slope that it asks for: 1 is WGAN-GP's, 0 is 0-GP's.
+        packing: samples that the discriminator judges together, all real or all fake, side by side in the channels: a
+            set without variety gives itself away. 1 judges each by itself; more is for models without classes.
+            Reference: Lin et al. (2018), "PacGAN", section 2.
         r1, r2: gamma of the penalties of the discriminator's slope at real and at fake images, estimated on half of
             each batch; 0 leaves them out.
         discriminator_steps: discriminator updates for each generator update.
@@ -45,6 +48,7 @@ class GAN(ImageModel):
     """
 
     monitor = "val_sliced_wasserstein"
+    ranks = (1, 3)
 
     def __init__(
         self,
@@ -59,6 +63,7 @@ class GAN(ImageModel):
         discriminator_normalization: str = "batch",
         gradient_penalty: float = 0.0,
         penalty_slope: float = 1.0,
+        packing: int = 1,
         r1: float = 0.0,
         r2: float = 0.0,
         discriminator_steps: int = 1,
@@ -88,6 +93,11 @@ class GAN(ImageModel):
                 "`discriminator_normalization` must be 'layer' or 'none' with a gradient penalty, which is taken image "
                 "by image. Received: discriminator_normalization='batch'"
             )
+        if len(self.image_shape) == 1 and network != "mlp":
+            raise ValueError(f"`network` must be 'mlp' for points. Received: network={network!r}")
+        if packing < 1 or (packing > 1 and num_classes):
+            accepted = "1 for a model of classes" if packing > 1 else "positive"
+            raise ValueError(f"`packing` must be {accepted}. Received: packing={packing}")
         if discriminator_steps < 1:
             raise ValueError(f"`discriminator_steps` must be positive. Received: {discriminator_steps}")
         if not 0.0 <= ema_decay < 1.0:
@@ -100,6 +110,7 @@ class GAN(ImageModel):
         self.width = width
         self.discriminator_normalization = discriminator_normalization
         self.gradient_penalty, self.penalty_slope = gradient_penalty, penalty_slope
+        self.packing = packing
         self.r1, self.r2 = r1, r2
         self.discriminator_steps = discriminator_steps
         self.ema_decay = ema_decay
@@ -118,6 +129,7 @@ class GAN(ImageModel):
 
     def _make_discriminator(self) -> nn.network.Discriminator:
         shared = self._network_arguments() | {
+            "image_shape": (*self.image_shape[:-1], self.packing * self.image_shape[-1]),
             "name": "discriminator",
             "seed": self.seed + 1000,
             "output_bias": self.loss_name != "wasserstein",
@@ -180,7 +192,7 @@ class GAN(ImageModel):
         self.compile(**{**config, **optimizers})
 
     def call(self, z: tf.Tensor, label: tf.Tensor | None = None, training: bool = False) -> tf.Tensor:
-        """(B, latent_dim) noise -> (B, H, W, C) float32 in [-1, 1], by the averaged generator."""
+        """(B, latent_dim) noise -> (B, H, W, C) float32 in [-1, 1] or (B, D) float32, by the averaged generator."""
         return self.generator_ema(z, label, training=False)
 
     # Training
@@ -203,24 +215,24 @@ class GAN(ImageModel):
         ]
 
     def _discriminator_losses(self, batch: Batch) -> Losses:
-        real, label = batch["image"], batch.get("label")
+        label = batch.get("label")
+        fake = self.generator(self._noise(tf.shape(batch["image"])[0], DISCRIMINATOR_NOISE), label, training=True)
+        real, fake = self._packed(batch["image"]), tf.stop_gradient(self._packed(fake))
         rows = tf.shape(real)[0]
-        fake = self.generator(self._noise(rows, DISCRIMINATOR_NOISE), label, training=True)
-        real_logits, fake_logits = self._logits(real, tf.stop_gradient(fake), label)
+        real_logits, fake_logits = self._logits(real, fake, label)
         loss, _ = losses.ADVERSARIAL[self.loss_name](real_logits, fake_logits)
         logs = {"real_logit": tf.reduce_mean(real_logits), "fake_logit": tf.reduce_mean(fake_logits)}
         if self.gradient_penalty:
             mix = random.uniform(self.row_seeds(rows, MIX), ())
             penalty = losses.gradient_penalty(
-                lambda points: self.discriminator(points, label, training=True), real, tf.stop_gradient(fake), mix,
-                self.penalty_slope,
-            )  # fmt: skip
+                lambda points: self.discriminator(points, label, training=True), real, fake, mix, self.penalty_slope
+            )
             loss += self.gradient_penalty * penalty
             logs["gradient_penalty"] = penalty
         # a gradient of a gradient costs as much as the rest of this phase: half the rows tell as much, less exactly
         half = (rows + 1) // 2
         asked = None if label is None else label[:half]
-        for name, gamma, images in (("r1", self.r1, real), ("r2", self.r2, tf.stop_gradient(fake))):
+        for name, gamma, images in (("r1", self.r1, real), ("r2", self.r2, fake)):
             if gamma:
                 penalty = losses.slope_penalty(
                     lambda points: self.discriminator(points, asked, training=True), images[:half]
@@ -232,8 +244,9 @@ class GAN(ImageModel):
     def _generator_losses(self, batch: Batch) -> Losses:
         label = batch.get("label")
         fake = self.generator(self._noise(tf.shape(batch["image"])[0], GENERATOR_NOISE), label, training=True)
+        fake = self._packed(fake)
         if self.loss_name in losses.PAIRED:
-            real_logits, fake_logits = self._logits(batch["image"], fake, label)
+            real_logits, fake_logits = self._logits(self._packed(batch["image"]), fake, label)
         else:
             fake_logits = self.discriminator(fake, label, training=True)
             real_logits = tf.zeros_like(fake_logits)
@@ -245,6 +258,18 @@ class GAN(ImageModel):
         both = None if label is None else tf.concat([label, label], axis=0)
         return tf.split(self.discriminator(tf.concat([real, fake], axis=0), both, training=True), 2)
 
+    def _packed(self, images: tf.Tensor) -> tf.Tensor:
+        """(B, ..., C) -> (ceil(B / packing), ..., packing * C); where B is no multiple, the first ones come again."""
+        if self.packing == 1:
+            return images
+        rows, count = tf.shape(images)[0], self.packing
+        images = tf.gather(images, tf.range(-(-rows // count) * count) % rows)
+        if len(self.image_shape) == 1:
+            return tf.reshape(images, (-1, count * self.image_shape[0]))
+        height, width, channels = self.image_shape
+        images = tf.reshape(images, (-1, count, height, width, channels))
+        return tf.reshape(tf.transpose(images, (0, 2, 3, 1, 4)), (-1, height, width, count * channels))
+
     def losses_on(self, batch: Batch, training: bool) -> Losses:
         """Losses of both players on held-out images, with the averaged generator.
 
@@ -252,7 +277,9 @@ class GAN(ImageModel):
         """
         real, label = batch["image"], batch.get("label")
         fake = self.generator_ema(self._noise(tf.shape(real)[0], VALIDATION_NOISE), label, training=False)
-        real_logits, fake_logits = (self.discriminator(images, label, training=False) for images in (real, fake))
+        real_logits, fake_logits = (
+            self.discriminator(self._packed(images), label, training=False) for images in (real, fake)
+        )
         discriminator, generator = losses.ADVERSARIAL[self.loss_name](real_logits, fake_logits)
         return {
             "loss": discriminator + generator,
@@ -284,17 +311,18 @@ class GAN(ImageModel):
             return as_answer(self.sample_rows(seed, label))
 
         def decode(z, label=None):
-            return {"image": by_rows(self, z, label)}
+            return {self.example: by_rows(self, z, label)}
 
-        def discriminate(image, label=None):
-            return {"logit": by_rows(self.discriminator, image, label)}
+        def discriminate(label=None, **inputs):
+            return {"logit": by_rows(self.discriminator, inputs[self.example], label)}
 
         labels = {"label": tf.TensorSpec((None,), tf.int32)} if self.num_classes else {}
         return {
             "serving_default": Signature(serving_default, {"seed": tf.TensorSpec((None, 2), tf.int32)} | labels),
             "decode": Signature(decode, {"z": tf.TensorSpec((None, self.latent_dim), tf.float32)} | labels),
             "discriminate": Signature(
-                discriminate, {"image": tf.TensorSpec((None, *self.image_shape), tf.float32)} | labels
+                discriminate,
+                {self.example: tf.TensorSpec((None, *self.discriminator.image_shape), tf.float32)} | labels,
             ),
         }
 
@@ -311,6 +339,7 @@ class GAN(ImageModel):
             "discriminator_normalization": self.discriminator_normalization,
             "gradient_penalty": self.gradient_penalty,
             "penalty_slope": self.penalty_slope,
+            "packing": self.packing,
             "r1": self.r1,
             "r2": self.r2,
             "discriminator_steps": self.discriminator_steps,

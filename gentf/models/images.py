@@ -1,4 +1,4 @@
-"""What models of images share: the form of a batch, and samples from row seeds."""
+"""What models of images (and of points) share: the form of a batch, and samples from row seeds."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,19 +16,25 @@ class ImageModel(GenerativeModel):
     A subclass gives `sample_rows` beside what a `GenerativeModel` needs.
 
     Args:
-        image_shape: (height, width, channels).
+        image_shape: (height, width, channels); where `ranks` has 1, also (D,), for points of D numbers.
         num_classes, seed: as of `GenerativeModel`.
     """
 
+    #: How many axes an example may have.
+    ranks: tuple[int, ...] = (3,)
+
     def __init__(self, image_shape: Sequence[int], num_classes: int = 0, seed: int = 0, **kwargs):
         super().__init__(num_classes, seed, **kwargs)
-        if len(image_shape) != 3 or min(image_shape) < 1:
-            raise ValueError(f"`image_shape` must be (height, width, channels). Received: image_shape={image_shape}")
+        if len(image_shape) not in self.ranks or min(image_shape) < 1:
+            accepted = "(height, width, channels)" + (" or (D,)" if 1 in self.ranks else "")
+            raise ValueError(f"`image_shape` must be {accepted}. Received: image_shape={image_shape}")
         self.image_shape = tuple(int(size) for size in image_shape)
+        #: What data and answers call an example.
+        self.example = "image" if len(self.image_shape) == 3 else "point"
         self._sampler: Callable | None = None
 
     def sample_rows(self, seed: tf.Tensor, label: tf.Tensor | None) -> tf.Tensor:
-        """(B, 2) int32 row seeds, (B,) int32 classes or None -> (B, H, W, C) float32 in [-1, 1]."""
+        """(B, 2) int32 row seeds, (B,) int32 classes or None -> (B, H, W, C) float32 in [-1, 1], or (B, D)."""
         raise NotImplementedError
 
     def prepare(self, data: Any) -> Batch:
@@ -36,7 +42,7 @@ class ImageModel(GenerativeModel):
 
         Args:
             data: {"image", "label"}, (image, label), (image,) or image. uint8 images are scaled from 0..255 to
-                [-1, 1]; floats are taken to be in [-1, 1].
+                [-1, 1]; floats are taken to be in [-1, 1]. Points are {"point", ...}, and taken as they are.
         """
         if isinstance(data, Mapping):
             batch = dict(data)
@@ -44,12 +50,12 @@ class ImageModel(GenerativeModel):
             batch = dict(zip(("image", "label"), (part for part in data if part is not None)))
         else:
             batch = {"image": data}
-        image = tf.convert_to_tensor(batch["image"])
-        if image.shape.rank == 3 and self.image_shape[2] == 1:
+        image = tf.convert_to_tensor(batch["point"] if "point" in batch else batch["image"])
+        if image.shape.rank == 3 and self.image_shape[2:] == (1,):
             image = image[..., None]
         if image.shape[1:] != self.image_shape:
-            shape = tuple(image.shape[1:])
-            raise ValueError(f"`image` must be batches of shape {self.image_shape}. Received: image.shape[1:]={shape}")
+            found = f"{self.example}.shape[1:]={tuple(image.shape[1:])}"
+            raise ValueError(f"`{self.example}` must be batches of shape {self.image_shape}. Received: {found}")
         scaled = tf.cast(image, tf.float32) / 127.5 - 1.0 if image.dtype == tf.uint8 else tf.cast(image, tf.float32)
         prepared = {"image": scaled}
         if self.num_classes:
@@ -70,7 +76,7 @@ class ImageModel(GenerativeModel):
                 (num, V), for a model that is conditioned on them.
             seed: 0 <= seed < 2**31; None takes a fresh one.
         Returns:
-            (num, H, W, C) float32 in [-1, 1].
+            (num, H, W, C) float32 in [-1, 1]; of points (num, D) float32.
         """
         seed = self.check_draw(num, seed)
         labels = self.check_condition(condition, num)
@@ -89,6 +95,9 @@ class ImageModel(GenerativeModel):
 
 
 def as_answer(image: tf.Tensor) -> dict[str, tf.Tensor]:
-    """What a served model answers of images (B, H, W, C) in [-1, 1]: themselves, and as PNG files of 0..255."""
+    """What a served model answers of images (B, H, W, C) in [-1, 1]: themselves, and as PNG files of 0..255; of points
+    (B, D), themselves."""
+    if image.shape.rank == 2:
+        return {"point": image}
     pixels = tf.cast(tf.clip_by_value(tf.round((image + 1.0) * 127.5), 0.0, 255.0), tf.uint8)
     return {"image": image, "image_bytes": tf.io.encode_png(pixels)}

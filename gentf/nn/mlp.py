@@ -1,4 +1,4 @@
-"""Fully connected generator and discriminator."""
+"""Fully connected generator and discriminator, of images and of points."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ SLOPE = 0.2
 
 @keras.saving.register_keras_serializable("gentf")
 class MLPGenerator(Generator):
-    """noise -> hidden units, normalization, leaky ReLU -> image, tanh.
+    """noise -> hidden units, normalization, leaky ReLU -> image, tanh; points come without the tanh.
 
     Args:
         hidden_units: units of each hidden layer, from the noise on.
@@ -52,8 +52,8 @@ class MLPGenerator(Generator):
         for layer, norm in zip(self.hidden, self.norms):
             x = layer(x)  # (B, units)
             x = tf.nn.leaky_relu(x if norm is None else norm(x, training=training), SLOPE)
-        image = tf.tanh(tf.cast(self.to_image(x), tf.float32))
-        return tf.reshape(image, (-1, *self.image_shape))
+        x = tf.cast(self.to_image(x), tf.float32)
+        return x if len(self.image_shape) == 1 else tf.reshape(tf.tanh(x), (-1, *self.image_shape))
 
     def get_config(self) -> dict:
         return super().get_config() | {"hidden_units": self.hidden_units, "normalization": self.normalization}

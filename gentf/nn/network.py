@@ -7,13 +7,14 @@ import tensorflow as tf
 
 
 class Network(keras.layers.Layer):
-    """A generator or discriminator over images of one shape.
+    """A generator or discriminator over images of one shape, or points.
 
     Args:
-        image_shape: (height, width, channels).
+        image_shape: (height, width, channels), or (D,) of points.
         num_classes: classes it is conditioned on; 0 for none.
-        seed: decides the initial weights, N(0, 0.02) but for biases, which are 0.
-    Reference for the initial weights: Radford, Metz & Chintala (2016), section 4.
+        seed: decides the initial weights but for biases, which are 0. For images they are N(0, 0.02). Points are few
+            numbers, from which those would make next to nothing: there a weight's variance is 2 / inputs.
+    References for the initial weights: Radford, Metz & Chintala (2016), section 4; He et al. (2015), equation 10.
     """
 
     def __init__(self, image_shape: Sequence[int], num_classes: int = 0, seed: int = 0, **kwargs):
@@ -29,7 +30,10 @@ class Network(keras.layers.Layer):
     def initializer(self) -> keras.initializers.Initializer:
         """A fresh one for each layer: a repeated seed would repeat the values."""
         self._layers_made += 1
-        return keras.initializers.RandomNormal(stddev=0.02, seed=self.seed + self._layers_made)
+        seed = self.seed + self._layers_made
+        if len(self.image_shape) == 1:
+            return keras.initializers.HeNormal(seed)
+        return keras.initializers.RandomNormal(stddev=0.02, seed=seed)
 
     def one_hot(self, label: tf.Tensor) -> tf.Tensor:
         return tf.one_hot(label, self.num_classes, dtype=self.compute_dtype)
@@ -40,7 +44,7 @@ class Network(keras.layers.Layer):
 
 
 class Generator(Network):
-    """(B, latent_dim) noise -> (B, H, W, C) float32 image in [-1, 1]."""
+    """(B, latent_dim) noise -> (B, H, W, C) float32 image in [-1, 1], or (B, D) float32 points."""
 
     def __init__(self, image_shape: Sequence[int], latent_dim: int, **kwargs):
         super().__init__(image_shape, **kwargs)
@@ -59,7 +63,7 @@ class Generator(Network):
 
 
 class Discriminator(Network):
-    """(B, H, W, C) image -> (B,) float32 logit.
+    """(B, H, W, C) image, or (B, D) point -> (B,) float32 logit.
 
     Args:
         output_bias: whether the logit has a bias. A critic has none: the Wasserstein loss does not see it.

@@ -1,4 +1,4 @@
-"""Samples as pictures: 8-bit pixels, grids, PNG files."""
+"""Samples as pictures: 8-bit pixels, grids, points, PNG files."""
 
 import math
 import os
@@ -37,6 +37,26 @@ def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     for index, image in enumerate(images):
         top, left = (index // columns) * (height + 1) + 1, (index % columns) * (width + 1) + 1
         picture[top : top + height, left : left + width] = image
+    return picture
+
+
+def scatter(points: np.ndarray, size: int = 512, reach: float = 1.3) -> np.ndarray:
+    """One picture of points (n, D) float, along their first two numbers: (size, size, 1) uint8, black on white.
+
+    Args:
+        points: D at least 1; of one number, at height 0.
+        size: of the picture, in pixels.
+        reach: the picture shows -reach to reach, both ways; what lies beyond is at its edge.
+    """
+    across = points[:, 0]
+    up = points[:, 1] if points.shape[1] > 1 else np.zeros_like(across)
+    columns, rows = (
+        np.clip(np.round((value / reach + 1.0) / 2.0 * (size - 2)), 0, size - 2).astype(int) for value in (across, -up)
+    )
+    picture = np.full((size, size, 1), 255, np.uint8)
+    for row in (0, 1):  # a dot is 2 x 2 pixels
+        for column in (0, 1):
+            picture[rows + row, columns + column] = 0
     return picture
 
 

@@ -20,7 +20,7 @@ from gentf.schema import Config
 from gentf.training.log import DISTANCE, RunLog
 
 GAN_BATCHES = 10  # the losses of both players say little, and a few batches as much
-GRID, TEXTS, ROLLS, ANSWERS = 64, 4, 4, 16
+GRID, POINTS, TEXTS, ROLLS, ANSWERS = 64, 2500, 4, 4, 16
 TEXT_LENGTH, ROLL_LENGTH = 256, 64
 
 
@@ -58,10 +58,9 @@ class Validator:
         values |= {f"val_{name}": value for name, value in summary.items()}
         number = min(self.config.train.validation_samples, len(split))
         if number and isinstance(self.model, GAN):
-            pictures, labels = split.arrays(number)
-            if not self.model.num_classes:
-                labels = None
-            real = self.model.prepare((pictures, labels))["image"].numpy()
+            held = next(iter(split.batches(number)))
+            labels = held["label"].numpy() if self.model.num_classes else None
+            real = self.model.prepare(held)["image"].numpy()
             fake = self.model.sample(number, condition=labels, seed=self.config.seed)
             values[DISTANCE] = sliced_wasserstein(fake, real)
         return values
@@ -70,14 +69,16 @@ class Validator:
 def write_samples(
     model: GenerativeModel, config: Config, held_out: Split, folder: Path, step: int, log: RunLog
 ) -> None:
-    """Samples of the model at `step` in `folder`: a grid of images, texts, answers, or piano rolls as a picture.
+    """Samples of the model at `step` in `folder`: a grid of images, points or piano rolls as a picture, texts, answers.
 
     Args:
         held_out: the split whose sources are answered, of pairs.
     """
     classes, stem = model.num_classes, f"step-{step:08d}"
-    if config.data.modality in ("image", "music"):
-        if isinstance(model, ImageModel):
+    if config.data.modality in ("image", "music", "points"):
+        if config.data.modality == "points":
+            shown = images.scatter(model.sample(POINTS, seed=config.seed))
+        elif isinstance(model, ImageModel):
             condition = np.arange(GRID) % classes if classes else None
             shown = images.grid(images.to_uint8(model.sample(GRID, condition=condition, seed=config.seed)))
         else:

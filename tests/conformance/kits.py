@@ -85,6 +85,8 @@ class Kit:
         if spec.modality == "image":
             levels = generator.integers(0, 256, (BATCH, *spec.shape)).astype(np.uint8)
             return {"image": levels, "label": generator.permutation(np.arange(BATCH) % 4).astype(np.int32)}
+        if spec.modality == "points":
+            return {"point": generator.normal(size=(BATCH, *spec.shape)).astype(np.float32)}
         if spec.modality == "pairs":
             length = generator.integers(2, 7, BATCH)
             target = generator.integers(1, spec.vocabulary, (BATCH, 7)) * (np.arange(7) < length[:, None] - 1)
@@ -98,7 +100,7 @@ class Kit:
 
     def sample(self, model: Any, num: int, seed: int, **options: Any) -> list[bytes]:
         """Samples as bytes, to be compared."""
-        if self.spec.modality == "image":
+        if self.spec.modality in ("image", "points"):
             return [image.tobytes() for image in model.sample(num, seed=seed, **options)]
         prompt = "abc" if self.spec.modality == "pairs" else None
         seeds = np.stack([np.full(num, seed), np.arange(num)], axis=1).astype(np.int32)
@@ -126,6 +128,8 @@ def spec_of(preset: str) -> DataSpec:
     if config.data.modality == "image":
         channels = 1 if config.model.family == "pixelcnn" else 3
         return DataSpec(name="conformance", shape=(12, 9, channels), class_names=CLASSES)
+    if config.data.modality == "points":
+        return DataSpec("conformance", (2,), "float32", (-1.0, 1.0), CLASSES, modality="points")
     if config.data.modality == "music":
         return load_music("chorales", tokens=config.music.tokens, block=LENGTH).spec
     vocabulary = len(ALPHABET) + 1

@@ -108,13 +108,13 @@ def test_signatures_keep_the_batch_first(kit, trained):
 
 
 def test_served_images_equal_the_model(kit, trained):
-    if kit.spec.modality != "image":
+    if kit.spec.modality not in ("image", "points"):
         pytest.skip("tests/test_export_sequences.py does it for texts and music")
     model = trained.model
     seeds = tf.constant([[4, row] for row in range(5)])
     label = {"label": tf.fill((5,), -1)} if model.num_classes else {}
     served = tf.function(model.signatures()["serving_default"].function)(seed=seeds, **label)
-    np.testing.assert_array_equal(served["image"], model.sample(5, seed=4))
+    np.testing.assert_array_equal(served[model.example], model.sample(5, seed=4))
 
 
 def test_mixed_bfloat16_trains(kit, batches, trained):
