@@ -63,6 +63,18 @@ class CheckpointType(click.ParamType):
     show_default=True,
     help="Codes an image, of a model whose likelihood is estimated from them.",
 )
+@click.option(
+    "--extractors",
+    type=click.IntRange(min=0),
+    default=3,
+    show_default=True,
+    help="Seeds of the extractor of features that images are measured in; 0 leaves out what needs one, and training on "
+    "samples.",
+)
+@click.option(
+    "--extractor", "brought", metavar="inception=PATH",
+    help="Measure in a network whose weights you have, too: Inception v3's, without the top, as an .h5 file.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout.")
 def evaluate(
     run: str,
@@ -71,6 +83,8 @@ def evaluate(
     seed: int,
     checkpoint: str | int,
     importance_samples: int,
+    extractors: int,
+    brought: str | None,
     as_json: bool,
 ) -> None:
     """Measure how good and how varied what the model in RUN makes is.
@@ -86,6 +100,10 @@ def evaluate(
     if any(Path(run).glob("saved_model.pb")) or any(Path(run).glob("*/saved_model.pb")):
         raise UserError(f"`run` must be a folder that `gentf train` made, not a SavedModel. Received: {run}")
 
+    kind, _, path = (brought or "").partition("=")
+    if brought is not None and (kind != "inception" or not path):
+        raise UserError(f"`--extractor` must be inception=PATH. Received: --extractor {brought}")
+
     from gentf import evaluation
     from gentf.training.run import Run
 
@@ -96,6 +114,8 @@ def evaluate(
             split=split,
             samples=samples,
             importance_samples=importance_samples,
+            extractors=extractors,
+            inception=path or None,
             seed=seed,
             checkpoint=checkpoint,
             progress=show_progress if terminal else None,
@@ -121,6 +141,7 @@ REAL = {
     "music": "real pieces score",
     "pairs": "right answers score",
 }
+LABELS = {"fcd": "FCD", "kid": "KID"}  # what a distance in an extractor's features is called
 UNITS = {"image": "an image", "text": "a token", "music": "a frame", "pairs": "a token"}
 
 
@@ -139,7 +160,10 @@ def report(result: Mapping[str, Any], meanings: Mapping[str, Any]) -> str:
     for name, entry in result["metrics"].items():
         value = f"{number(entry['value'])} ± {number(entry['stderr'])}"
         ends = (number(entry[end]) + ("*" if meanings[name].real == end else " ") for end in ("floor", "ceiling"))
-        lines.append(f"{name:26}  {value:>20}  " + "  ".join(f"{end:>9}" for end in ends) + f"  {meanings[name].text}")
+        label = LABELS.get(name, name)
+        if name in LABELS:  # a distance in features is one of its extractor, and never that of another
+            label += f"[{result['extractors'][0]['name']}]"
+        lines.append(f"{label:26}  {value:>20}  " + "  ".join(f"{end:>9}" for end in ends) + f"  {meanings[name].text}")
         real |= bool(meanings[name].real)
     lines.append("")
     if real:
@@ -155,6 +179,17 @@ def report(result: Mapping[str, Any], meanings: Mapping[str, Any]) -> str:
         if about["stderr"] is not None:
             told += f"; Monte Carlo error of the mean {number(about['stderr'])}"
         lines.append(told)
+    if "extractors" in result:
+        lines.append(f"distances in features, n={result['samples']}, over what training images score:")
+        for about in result["extractors"]:
+            told = ", ".join(
+                f"{label} {number(about['metrics'][name]['value'])} over {number(about['metrics'][name]['floor'])}"
+                for name, label in LABELS.items()
+            )
+            lines.append(f"  {about['name']}: {told}; FCD ratio {number(about['ratio'])}")
+    if "copying" in result:
+        said = result["copying"]
+        lines.append(f"copies of the training set: {'told by ' + ', '.join(said) if said else 'no sign of them'}")
     if "classifier" in result:
         accuracy = result["classifier"]
         lines.append(

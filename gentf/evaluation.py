@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from gentf import evaluation_features as in_features
 from gentf import evaluation_likelihood as likelihood
 from gentf import evaluation_points as points
 from gentf import evaluation_sequences as sequences
@@ -21,9 +22,11 @@ from gentf.data import DataSource, Split, sprites
 from gentf.errors import UserError
 from gentf.files import atomic_write
 from gentf.metrics import modes
-from gentf.metrics.classifier import Classifier, cached_classifier
+from gentf.metrics.classifier import Classifier, Recipe, cached_classifier, stream_of_arrays
 from gentf.metrics.distance import sliced_wasserstein, sliced_wasserstein_estimate
-from gentf.metrics.estimate import mean_of, to_signed
+from gentf.metrics.estimate import Estimate, mean_of, to_signed
+from gentf.metrics.extractors import Extractor, of_classifier, random_weights
+from gentf.metrics.extractors import inception as bring
 from gentf.metrics.nearest import copy_threshold, near_copies, nearest_distances
 from gentf.metrics.table import Meaning, Metrics, entry, number
 from gentf.models.base import GenerativeModel
@@ -44,11 +47,13 @@ METRICS = (
     sequences.METRICS
     | likelihood.METRICS
     | points.METRICS
+    | in_features.METRICS
     | {
         "classes_covered": Meaning("classes that the model makes", "one class", "every class", "ceiling"),
         "reverse_kl": Meaning("mismatch of class shares, nats", REAL, "all in the rarest class", "floor"),
         "confidence": Meaning("mean confidence of the classifier", "undecided", REAL, "ceiling"),
         "class_agreement": Meaning("share in the class asked for", "labels ignored", REAL, "ceiling"),
+        "train_on_samples": Meaning("accuracy of a classifier trained on samples", "chance", REAL, "ceiling"),
         "nearest_train_distance": Meaning("RMS pixel distance to training set", "copies", REAL, "ceiling"),
         "near_copies": Meaning("share of near copies of training set", REAL, "copies", "floor"),
         "sliced_wasserstein": Meaning(
@@ -77,6 +82,8 @@ def evaluate(
     seed: int = 0,
     checkpoint: str | int = "last",
     importance_samples: int = 100,
+    extractors: int = 3,
+    inception: str | None = None,
     progress: Progress | None = None,
     warn: Callable[[str], None] = warnings.warn,
 ) -> dict[str, Any]:
@@ -91,6 +98,9 @@ def evaluate(
         seed: of the samples (those of `model.sample(num, seed=seed)`), projections and bootstrap.
         checkpoint: "last", "best" or a step.
         importance_samples: latents an image, or a window of a sequence, of a model whose likelihood is a bound.
+        extractors: seeds of the extractor of features, of labelled images each a classifier to be trained once; 0
+            leaves out all that is measured in features, and the training on samples.
+        inception: path of Inception v3's weights, for a Fréchet inception distance.
         progress: called with (label, done, total) now and then.
         warn: called with the text of a warning.
     Returns:
@@ -108,6 +118,8 @@ def evaluate(
         raise UserError(f"`samples` must be positive. Received: samples={samples}")
     if importance_samples < 1:
         raise UserError(f"`importance_samples` must be positive. Received: importance_samples={importance_samples}")
+    if extractors < 0:
+        raise UserError(f"`extractors` must not be negative. Received: extractors={extractors}")
     if not 0 <= seed < 2**31:
         raise UserError(f"`seed` must be from 0 to 2**31 - 1. Received: seed={seed}")
     source = run.load_data(progress)
@@ -130,7 +142,10 @@ def evaluate(
         "metrics": {},
     }
     if images:
-        result |= _measure(source, held_out, model, samples, importance_samples, seed, progress, warn)
+        brought = [bring(inception)] if inception else []
+        result |= _measure(
+            source, held_out, model, samples, importance_samples, extractors, brought, seed, progress, warn
+        )
     elif pointwise:
         assert isinstance(model, GAN)  # no other family is for points
         result |= points.measure(source, held_out, model, samples, seed, tell)
@@ -146,6 +161,8 @@ def _measure(
     model: GenerativeModel,
     samples: int,
     importance_samples: int,
+    extractors: int,
+    brought: list[Extractor],
     seed: int,
     progress: Progress | None,
     warn: Callable[[str], None],
@@ -166,8 +183,10 @@ def _measure(
     tell("sampling", num, num)
 
     result: dict[str, Any] = {"samples": num, "metrics": {}}
+    judge = None
     if train_counts is not None and real_labels is not None:
         classifier = _classifier(source, held_out, progress, warn)
+        judge = classifier
         value, stderr = classifier.accuracy
         result["classifier"] = {"test_accuracy": number(value), "stderr": number(stderr)}
         generated, real = classifier.predict(images), classifier.predict(real_images)
@@ -175,9 +194,19 @@ def _measure(
             generated, real, real_labels, asked, train_counts, source.spec.class_names, seed
         )
         result["metrics"] |= metrics
+        if asked is not None and extractors:
+            used = _train_on_samples(model, source, classifier, held_out, train_counts, most, seed, progress)
+            result["metrics"]["train_on_samples"] = entry(used, 1 / source.spec.num_classes, value)
     of_samples, of_real = _nearest(source, images, real_images, tell)
     result["metrics"] |= copy_metrics(of_samples, of_real)
     result["metrics"] |= distance_metrics(images, real_images, train_images, seed)
+    spaces = [*_extractors(source, held_out, judge, extractors, progress, warn), *brought]
+    if spaces and num > 1:
+        classes = None if judge is None else lambda part: judge.predict(part).argmax(axis=1)
+        found = in_features.measure(spaces, images, real_images, train_images, classes, seed, tell)
+        result["metrics"] |= found["metrics"]
+        result["extractors"] = found["extractors"]
+        result["copying"] = in_features.copying(result["metrics"])
     if likelihood.has_likelihood(model):
         metrics, about = likelihood.measure(model, source, real_images, real_labels, importance_samples, seed, tell)
         result["metrics"] |= metrics
@@ -312,7 +341,48 @@ def _class_counts(source: DataSource, tell) -> np.ndarray:
     return counts
 
 
-def _classifier(source: DataSource, held_out: Split, progress, warn) -> Classifier:
+def _train_on_samples(
+    model: GenerativeModel,
+    source: DataSource,
+    judge: Classifier,
+    held_out: Split,
+    train_counts: np.ndarray,
+    most: int,
+    seed: int,
+    progress: Progress | None,
+) -> Estimate:
+    """Accuracy, on held-out real images, of the judge's twin, trained on as many samples as there are real images.
+
+    Reference: Ravuri & Vinyals (2019), "Classification accuracy score for conditional generative models", section 3.
+    """
+    number = min(len(source.train), most)
+    labels = modes.labels_in_proportion(train_counts, number)
+    images = _samples(model, number, labels, seed, source.spec.dtype)
+    height, width, channels = source.spec.shape
+    twin = Classifier((height, width, channels), judge.num_classes, judge.recipe)
+    tell = progress or (lambda label, done, total: None)
+    twin.fit(
+        stream_of_arrays(images, labels), number, lambda label, done, total: tell("training on samples", done, total)
+    )
+    return twin.measure(held_out.batches(BATCH))
+
+
+def _extractors(
+    source: DataSource, held_out: Split, judge: Classifier | None, seeds: int, progress, warn
+) -> list[Extractor]:
+    """Classifiers of several seeds, and the same network untrained; without labels, the latter with several seeds."""
+    height, width, channels = source.spec.shape
+    shape = (height, width, channels)
+    if not seeds:
+        return []
+    if judge is None:
+        return [random_weights(shape, seed) for seed in range(seeds)]
+    trained = [judge, *(_classifier(source, held_out, progress, warn, seed) for seed in range(1, seeds))]
+    found = [of_classifier(one, source.spec.name, source.fingerprint) for one in trained]
+    return [*found, random_weights(shape, 0)]
+
+
+def _classifier(source: DataSource, held_out: Split, progress, warn, seed: int = 0) -> Classifier:
     measured_on = source.test if len(source.test) else held_out
     height, width, channels = source.spec.shape
     return cached_classifier(
@@ -322,6 +392,7 @@ def _classifier(source: DataSource, held_out: Split, progress, warn) -> Classifi
         lambda batch_size, seed: source.train.stream(batch_size, seed=seed),
         len(source.train),
         lambda: measured_on.batches(BATCH),
+        recipe=Recipe(seed=seed),
         progress=progress,
         warn=warn,
     )

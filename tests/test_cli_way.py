@@ -64,7 +64,7 @@ def test_a_folder_of_samples_is_numbered(folder, trained):
 
 
 def test_evaluation_is_json_with_references(folder, trained):
-    result = json.loads(gentf(folder, "evaluate", "runs/a", "-n", "200", "--json").stdout)
+    result = json.loads(gentf(folder, "evaluate", "runs/a", "-n", "200", "--extractors", "1", "--json").stdout)
     assert {"run", "model", "data", "split", "samples", "seed", "metrics"} <= result.keys()
     assert {"classes_covered", "reverse_kl", "confidence", "class_agreement"} <= result["metrics"].keys()
     for entry in result["metrics"].values():

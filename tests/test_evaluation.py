@@ -19,6 +19,7 @@ from gentf.models import build
 from gentf.training.run import Run
 
 BY_CLASS = ("classes_covered", "reverse_kl", "confidence")
+IN_FEATURES = tuple(evaluation.in_features.METRICS)
 BY_PIXELS = ("nearest_train_distance", "near_copies", "sliced_wasserstein")
 
 
@@ -54,7 +55,7 @@ def to_float(images):
 def measure(tmp_path, digits):
     """evaluate() of a model given as a function."""
 
-    def call(images, num_classes=0, source=digits, **options):
+    def call(images, num_classes=0, source=digits, extractors=0, **options):
         run = SimpleNamespace(
             path=tmp_path,
             name="fake",
@@ -62,7 +63,7 @@ def measure(tmp_path, digits):
             load_data=lambda progress=None: source,
             load_model=lambda which="last", warn=None: FakeModel(images, num_classes),
         )
-        return evaluate(run, **options)
+        return evaluate(run, extractors=extractors, **options)
 
     return call
 
@@ -89,6 +90,33 @@ def test_unseen_real_images_score_what_real_images_score(measure, digits):
         assert near(entry, METRICS[name].real, slack=room), (name, entry)
     assert result["classifier"]["test_accuracy"] > 0.95
     assert result["samples"] == len(digits.train)
+
+
+def test_features_put_real_images_at_the_real_end(measure, digits):
+    images = digits.validation.arrays()[0]
+    result = measure(lambda num, condition, random: images[:num], samples=180, extractors=2)
+    assert set(result["metrics"]) == {*BY_CLASS, *BY_PIXELS, *IN_FEATURES}
+    assert [about["name"].split("@")[0] for about in result["extractors"]] == ["cnn-digits", "cnn-digits", "random"]
+    assert len({about["name"] for about in result["extractors"]}) == 3 and result["copying"] == []
+    for about in result["extractors"]:
+        assert 0 < about["ratio"] < 3 and about["metrics"]["fcd"]["ceiling"] > 5 * about["metrics"]["fcd"]["value"]
+    for name in IN_FEATURES:
+        entry = result["metrics"][name]
+        room = 0.15 * abs(entry["ceiling"] - entry["floor"])
+        assert near(entry, METRICS[name].real, slack=room), (name, entry)
+
+
+def test_features_tell_copies_collapse_and_noise(measure, digits):
+    images = digits.train.arrays()[0]
+    copied = measure(drawn_from(images), extractors=1)
+    assert copied["copying"][:2] == ["near_copies", "authenticity"]
+    assert copied["metrics"]["authenticity"]["value"] == 0
+    single = measure(lambda num, condition, random: np.repeat(images[:1], num, axis=0), extractors=1)["metrics"]
+    assert single["vendi"]["value"] == pytest.approx(1.0) and single["pair_similarity"]["value"] == pytest.approx(1.0)
+    assert single["recall"]["value"] == 0 and single["coverage"]["value"] < 0.1
+    random = measure(noise, extractors=1)["metrics"]
+    assert random["two_sample"]["value"] > 0.9 and random["coverage"]["value"] < 0.5
+    assert random["fcd"]["value"] == pytest.approx(random["fcd"]["ceiling"], rel=0.2)
 
 
 def test_collapse_to_one_image_is_seen(measure, digits):
@@ -123,9 +151,11 @@ def test_classes_that_are_asked_for(measure, digits):
     def obedient(num, condition, random):
         return np.stack([images[random.choice(np.flatnonzero(labels == k))] for k in condition])
 
-    result = measure(obedient, num_classes=10)
+    result = measure(obedient, num_classes=10, extractors=1)
     agreement = result["metrics"]["class_agreement"]
-    assert set(result["metrics"]) == {*BY_CLASS, *BY_PIXELS, "class_agreement"}
+    assert set(result["metrics"]) == {*BY_CLASS, *BY_PIXELS, *IN_FEATURES, "class_agreement", "train_on_samples"}
+    used = result["metrics"]["train_on_samples"]
+    assert 0.85 < used["value"] <= 1 and used["floor"] == 0.1 and used["ceiling"] > 0.95
     assert near(agreement, "ceiling", slack=0.04)
     assert agreement["floor"] == pytest.approx(0.1, abs=0.001)
     assert [entry["name"] for entry in result["classes"]] == list(digits.spec.class_names)
@@ -154,8 +184,9 @@ def test_one_class_that_fails_shows_in_that_class(measure, digits):
 
 def test_data_without_labels(measure, digits):
     source = from_arrays(digits.train.arrays(600)[0])
-    result = measure(noise, source=source, samples=100)
-    assert set(result["metrics"]) == set(BY_PIXELS)
+    result = measure(noise, source=source, samples=100, extractors=2)
+    assert set(result["metrics"]) == {*BY_PIXELS, *IN_FEATURES}
+    assert [about["name"].split("@")[0] for about in result["extractors"]] == ["random", "random"]
     assert "classifier" not in result
     assert result["samples"] == 100
 
@@ -181,7 +212,7 @@ def test_the_result_is_the_file_and_the_same_each_time(measure, digits, tmp_path
 
 
 def test_a_single_sample_has_no_standard_error(measure):
-    entry = measure(noise, samples=1)["metrics"]["nearest_train_distance"]
+    entry = measure(noise, samples=1, extractors=1)["metrics"]["nearest_train_distance"]
     assert entry["stderr"] is None
     assert entry["value"] > 0
 
@@ -204,6 +235,8 @@ def test_progress_names_its_parts(measure):
         ({"split": "train"}, "`split` must be one of validation, test"),
         ({"samples": 0}, "`samples` must be positive"),
         ({"seed": -1}, "`seed` must be from 0"),
+        ({"extractors": -1}, "`extractors` must not be negative"),
+        ({"inception": "none.h5"}, "must be an .h5 file of Inception v3's weights. Received: none.h5"),
     ],
 )
 def test_bad_arguments(measure, options, message):
@@ -242,19 +275,22 @@ def untrained(tmp_path_factory):
 
 
 def test_command_prints_a_table(untrained, capsys):
-    assert gentf(["evaluate", str(untrained), "-n", "300"]) == 0
+    assert gentf(["evaluate", str(untrained), "-n", "300", "--extractors", "1"]) == 0
     out, err = capsys.readouterr()
     for name in (*BY_CLASS, *BY_PIXELS, "class_agreement"):
         assert f"\n{name} " in out
     assert "±" in out
     assert "accuracy of the classifier itself" in out
     assert "untrained: 300 images of GAN" in out
+    assert "FCD[cnn-digits@" in out and "FCD ratio" in out and "distances in features, n=300" in out
+    assert "copies of the training set: no sign of them" in out
     assert max(map(len, out.splitlines())) <= 120
     assert err == ""
 
 
 def test_command_prints_json_alone(untrained, capsys):
-    assert gentf(["evaluate", str(untrained), "-n", "300", "--json", "--checkpoint", "7"]) == 0
+    options = ["-n", "300", "--json", "--checkpoint", "7", "--extractors", "0"]
+    assert gentf(["evaluate", str(untrained), *options]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result == json.loads((untrained / "evaluation.json").read_text())
     assert result["checkpoint"] == 7

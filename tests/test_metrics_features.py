@@ -33,6 +33,19 @@ def test_prdc_is_what_the_definitions_say(n, m, dim, k):
         assert found[name].value == pytest.approx(value, abs=1e-5), name
 
 
+def test_the_metrics_are_those_of_their_authors():
+    import prdc as oracle
+    from vendi_score import vendi as vendi_oracle
+
+    generator = np.random.default_rng(8)
+    real, generated = generator.normal(size=(700, 20)), generator.normal(0.2, 1.3, (640, 20))
+    found, expected = prdc(real, generated), oracle.compute_prdc(real, generated, 5)
+    assert {name: estimate.value for name, estimate in found.items()} == pytest.approx(expected, abs=1e-5)
+    points = np.abs(generated)
+    assert vendi(points).value == pytest.approx(vendi_oracle.score_X(points, normalize=True), rel=1e-5)
+    assert vendi(points[:15]).value == pytest.approx(vendi_oracle.score_X(points[:15], normalize=True), rel=1e-5)
+
+
 def test_prdc_tells_collapse_from_noise():
     generator = np.random.default_rng(0)
     real = generator.normal(size=(800, 4))

@@ -101,6 +101,7 @@ class Classifier:
             lambda images: tf.nn.softmax(self._head(self._features(images, training=False))),
             input_signature=[spec],
         )
+        self._activations = tf.function(lambda images: self._features(images, training=False), input_signature=[spec])
 
     @property
     def variables(self) -> list:
@@ -108,11 +109,18 @@ class Classifier:
 
     def predict(self, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
         """Class probabilities: (n, H, W, C) uint8 or float in [-1, 1] -> (n, K) float32."""
+        return self._batched(self._probabilities, images, batch_size, self.num_classes)
+
+    def features(self, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
+        """What the last layer sees: (n, H, W, C) uint8 or float in [-1, 1] -> (n, `Recipe.dense`) float32, >= 0."""
+        return self._batched(self._activations, images, batch_size, self.recipe.dense)
+
+    def _batched(self, function: Callable, images: np.ndarray, batch_size: int, width: int) -> np.ndarray:
         if np.shape(images)[1:] != self.image_shape:
             raise ValueError(f"`images` must be (n, {self.image_shape}). Received: shape={np.shape(images)}")
         starts = range(0, len(images), batch_size)
-        parts = [self._probabilities(to_signed(images[i : i + batch_size])).numpy() for i in starts]
-        return np.concatenate(parts) if parts else np.zeros((0, self.num_classes), np.float32)
+        parts = [function(to_signed(images[i : i + batch_size])).numpy() for i in starts]
+        return np.concatenate(parts) if parts else np.zeros((0, width), np.float32)
 
     def measure(self, batches: Iterable[Batch]) -> Estimate:
         """Share of labelled images put in their class; kept as `accuracy`."""

@@ -41,7 +41,7 @@ def prdc(real: np.ndarray, generated: np.ndarray, k: int = 5) -> dict[str, Estim
     real_balls, generated_balls = _balls(real, k), _balls(generated, k)
     inside = np.zeros(len(generated))
     recalled, covered = np.zeros(len(real), bool), np.zeros(len(real), bool)
-    for rows, squares in _squares(real, generated):
+    for rows, squares in squared_distances(real, generated):
         within = squares < real_balls[rows, None]
         inside += within.sum(axis=0)
         covered[rows] = within.any(axis=1)
@@ -54,7 +54,7 @@ def prdc(real: np.ndarray, generated: np.ndarray, k: int = 5) -> dict[str, Estim
     }
 
 
-def _squares(one: np.ndarray, other: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+def squared_distances(one: np.ndarray, other: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
     """(rows of `one`, their squared distances to all of `other`), block by block; the array is written over."""
     norms_one, norms_other = (np.einsum("ij,ij->i", points, points) for points in (one, other))
     held = np.empty((min(BLOCK, len(one)), len(other)))
@@ -71,7 +71,7 @@ def _squares(one: np.ndarray, other: np.ndarray) -> Iterator[tuple[slice, np.nda
 def _balls(points: np.ndarray, k: int) -> np.ndarray:
     """Squared distance of each point to its k-th nearest neighbour: (n,)."""
     found = np.empty(len(points))
-    for rows, squares in _squares(points, points):
+    for rows, squares in squared_distances(points, points):
         numbers = np.arange(rows.start, rows.stop)
         squares[numbers - rows.start, numbers] = np.inf  # a point is no neighbour of its own
         squares.partition(k - 1, axis=1)

@@ -1,0 +1,96 @@
+"""Whether a model makes new things or repeats its training set, seen in a feature space: arrays in, numbers out.
+
+Each number means something only beside the same number of held-out data taken for samples (what a model that learned
+would score) and of training data taken for samples (what one that learned by heart would).
+"""
+
+import numpy as np
+
+from gentf.metrics.estimate import Estimate, share_of, to_features
+from gentf.metrics.manifold import squared_distances
+
+ITERATIONS = 20
+LEAST_SPREAD = 1e-3  # of a normal, in standard deviations of the training features: a copy would have none
+
+
+def authenticity(train: np.ndarray, generated: np.ndarray) -> Estimate:
+    """Share of samples that are farther from the nearest training point than that one is from the nearest other.
+
+    Args:
+        train: (n, D) features, n at least 2; generated: (m, D).
+    Returns:
+        about 1/2 for data like the training set, 0 for copies of it.
+    Reference: Alaa et al. (2022), "How faithful is your synthetic data?", section 3.3.
+    """
+    train, generated = _of_one_space(train, generated)
+    nearest, distances = np.empty(len(generated), np.int64), np.empty(len(generated))
+    for rows, squares in squared_distances(generated, train):
+        nearest[rows] = squares.argmin(axis=1)
+        distances[rows] = squares[np.arange(len(squares)), nearest[rows]]
+    asked, place = np.unique(nearest, return_inverse=True)
+    own = np.empty(len(asked))
+    for rows, squares in squared_distances(train[asked], train):
+        squares[np.arange(len(squares)), asked[rows]] = np.inf  # a point is no neighbour of its own
+        own[rows] = squares.min(axis=1)
+    return share_of(distances > own[place])
+
+
+def likelihood_gap(train: np.ndarray, held_out: np.ndarray, generated: np.ndarray) -> Estimate:
+    """By how much likelier training points are than held-out ones, in nats, under a density that samples stand for.
+
+    The density is a normal around each sample, of equal weight, its variance fitted to the training points: copies
+    shrink onto what they copy. Features are brought to the mean 0 and the variance 1 of the training points first.
+
+    Args:
+        train: (n, D) features; held_out: (m, D); generated: (k, D); each at least 2.
+    Returns:
+        mean log density of training points less that of held-out ones; near 0 for a model that learned, large for
+        copies. The error is that of other training and held-out points.
+    Reference: Jiralerspong et al. (2023), "Feature likelihood divergence", section 3, whose bandwidths are found by
+    gradient descent; here by expectation-maximization.
+    """
+    train, generated = _of_one_space(train, generated)
+    train, held_out = _of_one_space(train, held_out)
+    mean, scale = train.mean(axis=0), train.std(axis=0)
+    scale = np.where(scale > 1e-9, scale, 1.0)  # a feature that is always off tells nothing
+    train, held_out, generated = ((points - mean) / scale for points in (train, held_out, generated))
+    dim = train.shape[1]
+    squares = _all_squares(train, generated)
+    variances = np.maximum(np.full(len(generated), squares.min(axis=1).mean() / dim), LEAST_SPREAD**2)
+    for _ in range(ITERATIONS):
+        shares = _log_densities(squares, variances, dim)
+        shares -= shares.max(axis=1, keepdims=True)
+        np.exp(shares, out=shares)
+        shares /= shares.sum(axis=1, keepdims=True)
+        weights = shares.sum(axis=0)
+        shares *= squares
+        fitted = shares.sum(axis=0) / np.maximum(dim * weights, 1e-12)
+        # a sample that no training point is near says nothing of its variance
+        variances = np.where(weights > 1e-6, np.maximum(fitted, LEAST_SPREAD**2), variances)
+    seen = _log_mean(_log_densities(squares, variances, dim))
+    unseen = _log_mean(_log_densities(_all_squares(held_out, generated), variances, dim))
+    errors = (values.std(ddof=1) / np.sqrt(len(values)) for values in (seen, unseen))
+    return Estimate(float(seen.mean() - unseen.mean()), float(np.hypot(*errors)))
+
+
+def _log_densities(squares: np.ndarray, variances: np.ndarray, dim: int) -> np.ndarray:
+    return -0.5 * (squares / variances + dim * np.log(2.0 * np.pi * variances)).astype(np.float64)
+
+
+def _log_mean(values: np.ndarray) -> np.ndarray:
+    most = values.max(axis=1)
+    return most + np.log(np.exp(values - most[:, None]).mean(axis=1))
+
+
+def _all_squares(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    found = np.empty((len(one), len(other)))
+    for rows, squares in squared_distances(one, other):
+        found[rows] = squares
+    return found
+
+
+def _of_one_space(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    one, other = to_features(one, "train"), to_features(other, "points")
+    if one.shape[1] != other.shape[1]:
+        raise ValueError(f"`points` must have the {one.shape[1]} features of `train`. Received: {other.shape[1]}")
+    return one, other
