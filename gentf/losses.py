@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
+from gentf.kernels.tracing import widened
+
 Loss = Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]
 
 
@@ -174,7 +176,7 @@ def _squared_slopes(discriminator: Callable[[tf.Tensor], tf.Tensor], points: tf.
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(points)
         logits = discriminator(points)
-    gradient = tf.cast(tape.gradient(logits, points), tf.float32)
+    gradient = widened(tape.gradient(logits, points))
     return tf.reduce_sum(tf.square(gradient), axis=list(range(1, points.shape.rank)))
 
 

@@ -77,7 +77,7 @@ class GANConfig:
     """An adversarial model; the fields are the arguments of `gentf.models.GAN`."""
 
     family: str = field("gan", "model family", choices=("gan",))
-    network: str = field("mlp", "network of generator and discriminator", choices=("mlp", "dcgan"))
+    network: str = field("mlp", "network of generator and discriminator", choices=("mlp", "dcgan", "resnet", "r3gan"))
     loss: str = field(
         "non_saturating",
         "adversarial loss",
@@ -87,15 +87,23 @@ class GANConfig:
     latent_dim: int = field(100, "numbers of noise a sample is made from", low=1, high=100_000)
     hidden_units: tuple[int, ...] = field((128, 256), "mlp: generator layers; the discriminator mirrors them", low=1)
     generator_normalization: str = field("batch", "mlp: normalization in the generator", choices=("none", "batch"))
-    width: int = field(64, "dcgan: channels of the layer next to the image", low=1, high=4096)
-    discriminator_normalization: str = field(
-        "batch", "dcgan: normalization in the discriminator", choices=("none", "batch", "layer")
+    width: int = field(64, "channels of the layer next to the image; resnet: of all", low=1, high=4096)
+    blocks: int = field(2, "r3gan: residual blocks at each size", low=1, high=64)
+    discriminator_normalization: str | None = field(
+        None, "of the discriminator; null: the network's own", choices=("none", "batch", "layer", "spectral")
     )
     gradient_penalty: float = field(0.0, "weight of the gradient penalty; 10 for WGAN-GP", low=0.0)
     penalty_slope: float = field(1.0, "slope that the gradient penalty asks for; 0 for 0-GP", low=0.0)
     packing: int = field(1, "samples that the discriminator judges together", low=1, high=1024)
     r1: float = field(0.0, "gamma of the R1 penalty, the discriminator's slope at real images", low=0.0)
     r2: float = field(0.0, "gamma of the R2 penalty, its slope at fake images", low=0.0)
+    penalty_interval: int = field(1, "the penalties are taken in every so many-th step", low=1, high=1000)
+    penalty_decay_steps: int = field(0, "steps over which r1 and r2 fall as a cosine; 0: they stay", low=0)
+    penalty_final_share: float = field(0.1, "of r1 and r2, what is left after them", low=0.0, high=1.0)
+    augmentation: str = field(
+        "none", "of what the discriminator sees: always, or as needed", choices=("none", "diffaug", "ada")
+    )
+    ada_target: float = field(0.6, "ada: mean sign of real logits above which more is augmented", low=-1.0, high=1.0)
     discriminator_steps: int = field(1, "discriminator updates a generator update", low=1, high=100)
     ema_decay: float = field(0.999, "decay a step of the averaged generator that samples", low=0.0, high=0.999999)
 

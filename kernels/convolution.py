@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from gentf.kernels.tracing import under_xla
+from gentf.kernels.tracing import under_xla, widened
 from gentf.kernels.upfirdn import Pair, pair, upfirdn
 
 NARROW = 4  # channels up to which a side counts as narrow, and NARROW_BLOCKS of a strided convolution's input
@@ -375,15 +375,15 @@ def _native_kernel_gradient(x: tf.Tensor, y: tf.Tensor, g: Geometry) -> tf.Tenso
 def _sum_of_shifts(x: tf.Tensor, kernel: tf.Tensor, g: Geometry) -> tf.Tensor:
     """Forward, stride 1, few outputs: every tap's product in one matrix product, and the narrow products are moved."""
     weights = tf.reshape(tf.transpose(kernel, (2, 0, 1, 3)), (g.channels[0], -1))
-    products = _multiply(tf.cast(x, tf.float32), tf.cast(weights, tf.float32))
+    products = _multiply(widened(x), widened(weights))
     rows, columns = ([a - t for a in range(k)] for k, t in zip(g.kernel, g.before))
     return tf.cast(_add_shifted(products, rows, columns, g.out), x.dtype)
 
 
 def _shifts_to_blocks(y: tf.Tensor, kernel: tf.Tensor, g: Geometry) -> tf.Tensor:
     """Input gradient, few inputs: as `_sum_of_shifts`, onto blocks of the strides' size."""
-    weights = tf.reshape(_kernel_to_blocks(tf.cast(kernel, tf.float32), g), (-1, g.channels[1]))
-    products = _multiply(tf.cast(y, tf.float32), weights, transpose=True)
+    weights = tf.reshape(_kernel_to_blocks(widened(kernel), g), (-1, g.channels[1]))
+    products = _multiply(widened(y), weights, transpose=True)
     rows, columns = ([-a for a in range(t)] for t in g.taps)
     return tf.cast(_from_blocks(_add_shifted(products, rows, columns, g.blocks), g), y.dtype)
 

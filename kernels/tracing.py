@@ -1,4 +1,4 @@
-"""What is known of a function while it is traced: sizes, and who will compile it."""
+"""What is known of a function while it is traced: sizes, numbers' widths, and who will compile it."""
 
 from typing import Any, TypeAlias
 
@@ -10,6 +10,11 @@ Size: TypeAlias = Any  # an int where the size is static, else a scalar tensor
 def size(x: tf.Tensor, axis: int) -> Size:
     """The size of one axis: a number where it is known."""
     return tf.shape(x)[axis] if x.shape[axis] is None else x.shape[axis]
+
+
+def widened(x: tf.Tensor) -> tf.Tensor:
+    """x as float32; float64 stays."""
+    return x if x.dtype == tf.float64 else tf.cast(x, tf.float32)
 
 
 def under_xla() -> bool:

@@ -21,7 +21,7 @@ def command(capsys, *words):
     return (status, *capsys.readouterr())
 
 
-@pytest.mark.parametrize(("name", "modes", "scale"), [("ring-8", 8, 0.01), ("grid-25", 25, 0.0125)])
+@pytest.mark.parametrize(("name", "modes", "scale"), [("ring-8", 8, 0.04), ("grid-25", 25, 0.05)])
 def test_points_lie_where_the_mixture_says(name, modes, scale):
     source = load(name, modality="points")
     assert source.spec.num_classes == modes and source.spec.shape == (2,)
@@ -66,7 +66,7 @@ def test_losses_of_modes_are_seen():
     assert half["reverse_kl"].value == pytest.approx(np.log(5), abs=0.02)
     single = mixture.coverage(known.centres[labels].astype(np.float32), known.centres, known.scale)
     assert single["modes"].value == 25 and single["high_quality"].value == 1.0 and single["spread"].value == 0.0
-    between = mixture.coverage(points + np.float32(0.25), known.centres, known.scale)
+    between = mixture.coverage(points + np.float32(1.0), known.centres, known.scale)
     assert between["modes"].value == 0 and between["high_quality"].value == 0 and np.isnan(between["spread"].value)
     one_dimension = stats.truncnorm(-3, 3).std()
     assert mixture._root_mean_square(1) == pytest.approx(one_dimension, abs=1e-4)
@@ -108,7 +108,7 @@ def test_only_fully_connected_networks_are_for_points(capsys):
 
 
 def test_a_scatter_has_a_dot_where_a_point_is():
-    picture = scatter(np.array([[0.0, 1.0], [9.0, 0.0]]), size=130)[..., 0]
+    picture = scatter(np.array([[0.0, 1.0], [9.0, 0.0]]), size=130, reach=1.3)[..., 0]
     rows, columns = np.nonzero(picture == 0)
     dots = [(15, 64), (64, 128)]  # of 130 pixels, -1.3 to 1.3
     assert set(zip(rows, columns)) == {(row + i, column + j) for row, column in dots for i in (0, 1) for j in (0, 1)}

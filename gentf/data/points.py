@@ -1,7 +1,7 @@
 """Points from mixtures whose every mode is known: what tells, without a network that judges, which modes a model lost.
 
 The mixtures are those of Srivastava et al. (2017), "VEEGAN", section 4.1, and of Lin et al. (2018), "PacGAN", section
-4.1; the grid is theirs divided by 4, so that both lie in about [-1, 1].
+4.1; the ring is theirs times 4, so that both lie in about [-4, 4]: what is counted does not depend on the scale.
 """
 
 import math
@@ -39,15 +39,15 @@ class Mixture:
 
 def _ring() -> np.ndarray:
     angles = 2.0 * math.pi * np.arange(8) / 8
-    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return 4.0 * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
 def _grid() -> np.ndarray:
-    places = np.arange(-4, 5, 2) / 4.0
+    places = np.arange(-4.0, 5.0, 2.0)
     return np.stack(np.meshgrid(places, places, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
-MIXTURES = {"ring-8": Mixture(_ring(), 0.01), "grid-25": Mixture(_grid(), 0.05 / 4)}
+MIXTURES = {"ring-8": Mixture(_ring(), 0.04), "grid-25": Mixture(_grid(), 0.05)}
 EMBEDDED = {
     "ring-8": "8 normal modes on a circle, 120,000 points of 2 numbers (drawn)",
     "grid-25": "25 normal modes on a grid, 120,000 points of 2 numbers (drawn)",
@@ -70,5 +70,5 @@ def load_points(name: str) -> DataSource:
         points, modes = mixture.draw(size, [_SEED, number])
         stores[split] = Rows({"point": points, "label": modes})
     names = tuple(str(number) for number in range(len(mixture.centres)))
-    spec = DataSpec(name, mixture.centres.shape[1:], "float32", (-1.0, 1.0), names, "none needed", modality="points")
+    spec = DataSpec(name, mixture.centres.shape[1:], "float32", (-4.0, 4.0), names, "none needed", modality="points")
     return of_stores(spec, stores, stores["train"])

@@ -39,8 +39,8 @@ class DataSpec:
         shape: (H, W, C) of an image; (D,) of a point; (block,) of tokens; (block, 88) of frames; (longest source,
             target) of pairs.
         dtype: "uint8" or "float32" of images and frames, "int32" of tokens.
-        value_range: (0, 255) for uint8 and (-1.0, 1.0) for float32 images, and about so for points; of tokens, the
-            first and the last.
+        value_range: (0, 255) for uint8 and (-1.0, 1.0) for float32 images; of points, about where they lie; of
+            tokens, the first and the last.
         class_names: one a label; empty where the set has none.
         licence: as far as it is known.
         modality: "image", "text", "music", "pairs" or "points".

@@ -1,5 +1,6 @@
 """Generative adversarial networks. Reference: Goodfellow et al. (2014)."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +12,20 @@ from gentf.kernels import random
 from gentf.kernels.optimizer import Adam
 from gentf.models.base import Batch, Losses, Phase, Signature, by_rows
 from gentf.models.images import ImageModel, as_answer
+from gentf.nn import augmentation as augmentations
 
+# What the discriminator of a network may be normalized by; the first is its own.
+NORMALIZATIONS = {
+    "mlp": ("none", "spectral"),
+    "dcgan": ("batch", "layer", "spectral", "none"),
+    "resnet": ("spectral", "none"),
+    "r3gan": ("none",),
+}
 # Streams of randomness inside a step.
 DISCRIMINATOR_NOISE, GENERATOR_NOISE, MIX, VALIDATION_NOISE = range(4)
+AUGMENT_REAL, AUGMENT_FAKE, AUGMENT_GENERATED, AUGMENT_PAIRED = range(4, 8)
+#: Images in which the share of augmented ones can go from 0 to 1.
+ADA_IMAGES = 200_000.0
 # Streams of a sample's row seed.
 SAMPLE_NOISE, SAMPLE_LABEL = range(2)
 
@@ -29,12 +41,14 @@ class GAN(ImageModel):
         image_shape: (height, width, channels), or (D,) of points, with the network "mlp".
         num_classes: classes to learn from labels and to sample by; 0 learns without labels.
         latent_dim: numbers of N(0, 1) noise a sample is made from.
-        network: "mlp" or "dcgan".
+        network: "mlp", "dcgan", "resnet" or "r3gan": see `gentf.nn`.
         loss: a name in `gentf.losses.ADVERSARIAL`.
         hidden_units: mlp: units of the generator's layers; the discriminator mirrors them.
         generator_normalization: mlp: "none" or "batch".
-        width: dcgan: channels of the feature map next to the image.
-        discriminator_normalization: dcgan: "none", "batch" or "layer".
+        width: dcgan, r3gan: channels of the feature map next to the image; resnet: of all.
+        blocks: r3gan: residual blocks at each size.
+        discriminator_normalization: mlp: "none" or "spectral"; dcgan: "batch", "layer", "spectral" or "none"; resnet:
+            "spectral" or "none"; r3gan: "none". None takes the first of these.
         gradient_penalty: weight of the gradient penalty; 0 leaves it out, 10 is WGAN-GP's.
         penalty_slope: the slope that it asks for: 1 is WGAN-GP's, 0 is 0-GP's.
         packing: samples that the discriminator judges together, all real or all fake, side by side in the channels: a
@@ -42,6 +56,14 @@ class GAN(ImageModel):
             Reference: Lin et al. (2018), "PacGAN", section 2.
         r1, r2: gamma of the penalties of the discriminator's slope at real and at fake images, estimated on half of
             each batch; 0 leaves them out.
+        penalty_interval: the penalties are taken in every so many-th step, and count as many times more there.
+            Reference: Karras et al. (2020), "Analyzing and improving the image quality of StyleGAN", section 4.
+        penalty_decay_steps: steps over which r1 and r2 fall, as a cosine, to the share penalty_final_share; 0: they
+            stay.
+        augmentation: of all that the discriminator sees: "none"; "diffaug", always; or "ada", with a probability that
+            follows how sure it is of real images. See `gentf.nn.augmentation`.
+        ada_target: ada: mean sign of the real images' logits above which the probability rises; with a relativistic
+            loss, of their lead over a fake image's.
         discriminator_steps: discriminator updates for each generator update.
         ema_decay: decay a step of the averaged generator.
         seed: initial weights and training noise.
@@ -60,12 +82,18 @@ class GAN(ImageModel):
         hidden_units: Sequence[int] = (128, 256),
         generator_normalization: str = "batch",
         width: int = 64,
-        discriminator_normalization: str = "batch",
+        blocks: int = 2,
+        discriminator_normalization: str | None = None,
         gradient_penalty: float = 0.0,
         penalty_slope: float = 1.0,
         packing: int = 1,
         r1: float = 0.0,
         r2: float = 0.0,
+        penalty_interval: int = 1,
+        penalty_decay_steps: int = 0,
+        penalty_final_share: float = 0.1,
+        augmentation: str = "none",
+        ada_target: float = 0.6,
         discriminator_steps: int = 1,
         ema_decay: float = 0.999,
         seed: int = 0,
@@ -76,28 +104,36 @@ class GAN(ImageModel):
             raise ValueError(f"`latent_dim` must be positive. Received: latent_dim={latent_dim}")
         if loss not in losses.ADVERSARIAL:
             raise ValueError(f"`loss` must be one of {', '.join(losses.ADVERSARIAL)}. Received: loss={loss!r}")
-        if network not in ("mlp", "dcgan"):
-            raise ValueError(f"`network` must be 'mlp' or 'dcgan'. Received: network={network!r}")
+        if network not in NORMALIZATIONS:
+            raise ValueError(f"`network` must be one of {', '.join(NORMALIZATIONS)}. Received: network={network!r}")
         if generator_normalization not in ("none", "batch"):
             raise ValueError(
                 "`generator_normalization` must be 'none' or 'batch'. "
                 f"Received: generator_normalization={generator_normalization!r}"
             )
-        if discriminator_normalization not in ("none", "batch", "layer"):
+        if discriminator_normalization is None or (network, discriminator_normalization) == ("mlp", "batch"):
+            discriminator_normalization = NORMALIZATIONS[network][0]  # "batch" stands, without effect, in older files
+        if discriminator_normalization not in NORMALIZATIONS[network]:
             raise ValueError(
-                "`discriminator_normalization` must be 'none', 'batch' or 'layer'. "
+                f"`discriminator_normalization` must be one of {', '.join(NORMALIZATIONS[network])} for {network}. "
                 f"Received: discriminator_normalization={discriminator_normalization!r}"
             )
-        if (gradient_penalty or r1 or r2) and network == "dcgan" and discriminator_normalization == "batch":
+        if (gradient_penalty or r1 or r2) and discriminator_normalization == "batch" and network == "dcgan":
             raise ValueError(
-                "`discriminator_normalization` must be 'layer' or 'none' with a gradient penalty, which is taken image "
-                "by image. Received: discriminator_normalization='batch'"
+                "`discriminator_normalization` must be 'layer', 'spectral' or 'none' with a gradient penalty, which is "
+                "taken image by image. Received: discriminator_normalization='batch'"
             )
         if len(self.image_shape) == 1 and network != "mlp":
             raise ValueError(f"`network` must be 'mlp' for points. Received: network={network!r}")
         if packing < 1 or (packing > 1 and num_classes):
             accepted = "1 for a model of classes" if packing > 1 else "positive"
             raise ValueError(f"`packing` must be {accepted}. Received: packing={packing}")
+        if augmentation not in ("none", "diffaug", "ada"):
+            raise ValueError(f"`augmentation` must be none, diffaug or ada. Received: augmentation={augmentation!r}")
+        if augmentation != "none" and len(self.image_shape) == 1:
+            raise ValueError(f"`augmentation` must be none for points. Received: augmentation={augmentation!r}")
+        if penalty_interval < 1:
+            raise ValueError(f"`penalty_interval` must be positive. Received: penalty_interval={penalty_interval}")
         if discriminator_steps < 1:
             raise ValueError(f"`discriminator_steps` must be positive. Received: {discriminator_steps}")
         if not 0.0 <= ema_decay < 1.0:
@@ -107,11 +143,14 @@ class GAN(ImageModel):
         self.loss_name = loss
         self.hidden_units = tuple(hidden_units)
         self.generator_normalization = generator_normalization
-        self.width = width
+        self.width, self.blocks = width, blocks
         self.discriminator_normalization = discriminator_normalization
         self.gradient_penalty, self.penalty_slope = gradient_penalty, penalty_slope
         self.packing = packing
         self.r1, self.r2 = r1, r2
+        self.penalty_interval = penalty_interval
+        self.penalty_decay_steps, self.penalty_final_share = penalty_decay_steps, penalty_final_share
+        self.augmentation, self.ada_target = augmentation, ada_target
         self.discriminator_steps = discriminator_steps
         self.ema_decay = ema_decay
         self.generator = self._make_generator("generator")
@@ -119,13 +158,20 @@ class GAN(ImageModel):
         self.generator_ema = self._make_generator("generator_ema")
         self.generator_ema.trainable = False
         self.discriminator_optimizer: keras.optimizers.Optimizer | None = None
+        if augmentation == "ada":
+            self.augmented_share = self.add_weight(
+                shape=(), initializer="zeros", trainable=False, name="augmented_share", dtype="float32",
+                aggregation="mean",
+            )  # fmt: skip
         self.build()
 
     def _make_generator(self, name: str) -> nn.network.Generator:
         shared = self._network_arguments() | {"latent_dim": self.latent_dim, "name": name}
         if self.network == "mlp":
             return nn.MLPGenerator(hidden_units=self.hidden_units, normalization=self.generator_normalization, **shared)
-        return nn.DCGANGenerator(width=self.width, **shared)
+        if self.network == "r3gan":
+            return nn.R3GANGenerator(width=self.width, blocks=self.blocks, **shared)
+        return {"dcgan": nn.DCGANGenerator, "resnet": nn.ResNetGenerator}[self.network](width=self.width, **shared)
 
     def _make_discriminator(self) -> nn.network.Discriminator:
         shared = self._network_arguments() | {
@@ -134,9 +180,13 @@ class GAN(ImageModel):
             "seed": self.seed + 1000,
             "output_bias": self.loss_name != "wasserstein",
         }
+        if self.network == "r3gan":
+            return nn.R3GANDiscriminator(width=self.width, blocks=self.blocks, **shared)
+        shared["normalization"] = self.discriminator_normalization
         if self.network == "mlp":
             return nn.MLPDiscriminator(hidden_units=self.hidden_units[::-1], **shared)
-        return nn.DCGANDiscriminator(width=self.width, normalization=self.discriminator_normalization, **shared)
+        kinds = {"dcgan": nn.DCGANDiscriminator, "resnet": nn.ResNetDiscriminator}
+        return kinds[self.network](width=self.width, **shared)
 
     def _network_arguments(self) -> dict[str, Any]:
         return {
@@ -193,7 +243,8 @@ class GAN(ImageModel):
 
     def call(self, z: tf.Tensor, label: tf.Tensor | None = None, training: bool = False) -> tf.Tensor:
         """(B, latent_dim) noise -> (B, H, W, C) float32 in [-1, 1] or (B, D) float32, by the averaged generator."""
-        return self.generator_ema(z, label, training=False)
+        drawn = self.generator_ema(z, label, training=False)
+        return drawn if self.example == "point" else tf.clip_by_value(drawn, -1.0, 1.0)  # not all networks end in tanh
 
     # Training
 
@@ -217,17 +268,38 @@ class GAN(ImageModel):
     def _discriminator_losses(self, batch: Batch) -> Losses:
         label = batch.get("label")
         fake = self.generator(self._noise(tf.shape(batch["image"])[0], DISCRIMINATOR_NOISE), label, training=True)
-        real, fake = self._packed(batch["image"]), tf.stop_gradient(self._packed(fake))
-        rows = tf.shape(real)[0]
+        real = self._packed(self._augmented(batch["image"], AUGMENT_REAL))
+        fake = tf.stop_gradient(self._packed(self._augmented(fake, AUGMENT_FAKE)))
         real_logits, fake_logits = self._logits(real, fake, label)
         loss, _ = losses.ADVERSARIAL[self.loss_name](real_logits, fake_logits)
         logs = {"real_logit": tf.reduce_mean(real_logits), "fake_logit": tf.reduce_mean(fake_logits)}
+        if self.augmentation == "ada":
+            logs["augmented_share"] = self._adapt(real_logits, fake_logits, tf.shape(batch["image"])[0])
+        if not (self.gradient_penalty or self.r1 or self.r2):
+            return {"loss": loss} | logs
+        if self.penalty_interval == 1:
+            price, penalties = self._penalties(real, fake, label)
+            return {"loss": loss + price} | logs | penalties
+        due = tf.equal(self.step.value % self.penalty_interval, 0)
+        names: list[str] = []
+
+        def taken():
+            price, penalties = self._penalties(real, fake, label)
+            names[:] = sorted(penalties)
+            return [self.penalty_interval * price, *(penalties[name] for name in names)]
+
+        price, *_ = tf.cond(due, taken, lambda: [tf.zeros(()) for _ in range(1 + len(names))])
+        return {"loss": loss + price} | logs
+
+    def _penalties(self, real: tf.Tensor, fake: tf.Tensor, label: tf.Tensor | None) -> tuple[tf.Tensor, Losses]:
+        """What the discriminator's slopes cost, and each penalty before its weight."""
+        rows, price, logs = tf.shape(real)[0], tf.zeros(()), {}
         if self.gradient_penalty:
             mix = random.uniform(self.row_seeds(rows, MIX), ())
             penalty = losses.gradient_penalty(
                 lambda points: self.discriminator(points, label, training=True), real, fake, mix, self.penalty_slope
             )
-            loss += self.gradient_penalty * penalty
+            price += self.gradient_penalty * penalty
             logs["gradient_penalty"] = penalty
         # a gradient of a gradient costs as much as the rest of this phase: half the rows tell as much, less exactly
         half = (rows + 1) // 2
@@ -237,16 +309,41 @@ class GAN(ImageModel):
                 penalty = losses.slope_penalty(
                     lambda points: self.discriminator(points, asked, training=True), images[:half]
                 )
-                loss += gamma * penalty
+                price += gamma * self._penalty_share() * penalty
                 logs[name] = penalty
-        return {"loss": loss} | logs
+        return price, logs
+
+    def _penalty_share(self) -> tf.Tensor | float:
+        """Of r1 and r2 at this step."""
+        if not self.penalty_decay_steps:
+            return 1.0
+        done = tf.minimum(tf.cast(self.step.value, tf.float32) / self.penalty_decay_steps, 1.0)
+        return self.penalty_final_share + (1.0 - self.penalty_final_share) * 0.5 * (1.0 + tf.cos(math.pi * done))
+
+    def _augmented(self, images: tf.Tensor, stream: int) -> tf.Tensor:
+        if self.augmentation == "none":
+            return images
+        seed = self.row_seeds(tf.shape(images)[0], stream)
+        if self.augmentation == "diffaug":
+            return augmentations.diffaug(images, seed)
+        return augmentations.adaptive(images, seed, self.augmented_share.value)
+
+    def _adapt(self, real_logits: tf.Tensor, fake_logits: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+        """Move the share of augmented images towards what keeps the discriminator from being too sure; returns it."""
+        lead = real_logits - fake_logits if self.loss_name in losses.PAIRED else real_logits
+        sure = tf.reduce_mean(tf.sign(tf.stop_gradient(lead)))
+        change = tf.sign(sure - self.ada_target) * tf.cast(rows, tf.float32) / ADA_IMAGES
+        share = tf.clip_by_value(self.augmented_share.value + change, 0.0, 1.0)
+        self.augmented_share.assign(share)
+        return share
 
     def _generator_losses(self, batch: Batch) -> Losses:
         label = batch.get("label")
         fake = self.generator(self._noise(tf.shape(batch["image"])[0], GENERATOR_NOISE), label, training=True)
-        fake = self._packed(fake)
+        fake = self._packed(self._augmented(fake, AUGMENT_GENERATED))
         if self.loss_name in losses.PAIRED:
-            real_logits, fake_logits = self._logits(self._packed(batch["image"]), fake, label)
+            real = self._packed(self._augmented(batch["image"], AUGMENT_PAIRED))
+            real_logits, fake_logits = self._logits(real, fake, label)
         else:
             fake_logits = self.discriminator(fake, label, training=True)
             real_logits = tf.zeros_like(fake_logits)
@@ -336,12 +433,18 @@ class GAN(ImageModel):
             "hidden_units": self.hidden_units,
             "generator_normalization": self.generator_normalization,
             "width": self.width,
+            "blocks": self.blocks,
             "discriminator_normalization": self.discriminator_normalization,
             "gradient_penalty": self.gradient_penalty,
             "penalty_slope": self.penalty_slope,
             "packing": self.packing,
             "r1": self.r1,
             "r2": self.r2,
+            "penalty_interval": self.penalty_interval,
+            "penalty_decay_steps": self.penalty_decay_steps,
+            "penalty_final_share": self.penalty_final_share,
+            "augmentation": self.augmentation,
+            "ada_target": self.ada_target,
             "discriminator_steps": self.discriminator_steps,
             "ema_decay": self.ema_decay,
             "seed": self.seed,

@@ -15,6 +15,7 @@ import tensorflow as tf
 from gentf.nn.convolution import Conv2D, Conv2DTranspose
 from gentf.nn.network import Discriminator, Generator
 from gentf.nn.normalization import BatchNormalization
+from gentf.nn.weights import Weights
 
 KERNEL = 4  # twice the stride: each output of a transposed convolution has as many inputs, hence no checkerboard
 SLOPE = 0.2
@@ -89,7 +90,8 @@ class DCGANDiscriminator(Discriminator):
 
     Args:
         width: channels of the feature map next to the image.
-        normalization: "batch"; "layer", over each image alone, which a gradient penalty needs; or "none".
+        normalization: "batch"; "layer", over each image alone, as a gradient penalty needs it; "spectral", of weights,
+            which does too; or "none".
     """
 
     def __init__(self, image_shape: Sequence[int], width: int = 64, normalization: str = "batch", **kwargs):
@@ -100,8 +102,15 @@ class DCGANDiscriminator(Discriminator):
         self.sizes = feature_sizes(self.image_shape)
         self.widths = feature_widths(width, len(self.sizes) - 1)
         self.norms = [None, *(self._norm() for _ in self.widths[1:])]
+        self.spectral = normalization == "spectral"
+        inputs = [self.image_shape[2], *self.widths]
         self.down = [
-            Conv2D(
+            Weights(
+                inputs[stage], channels, KERNEL, strides=2, bias=True, spectral=True, seed=self.next_seed(2),
+                dtype=self.dtype_policy,
+            )
+            if self.spectral
+            else Conv2D(
                 channels,
                 KERNEL,
                 strides=2,
@@ -111,7 +120,7 @@ class DCGANDiscriminator(Discriminator):
                 dtype=self.dtype_policy,
             )
             for stage, channels in enumerate(self.widths)
-        ]
+        ]  # fmt: skip
 
     def build(self, input_shape=None) -> None:
         channels = self.image_shape[2]
@@ -120,17 +129,18 @@ class DCGANDiscriminator(Discriminator):
             if (norm := self.norms[stage]) is not None:
                 norm.build((None, *self.sizes[stage + 1], width))
             channels = width
-        self.head(self.sizes[-1][0] * self.sizes[-1][1] * channels)
+        self.features = self.sizes[-1][0] * self.sizes[-1][1] * channels
+        self.head(self.features, self.spectral)
         self.built = True
 
     def call(self, image: tf.Tensor, label: tf.Tensor | None = None, training: bool = False) -> tf.Tensor:
         x = tf.cast(image, self.compute_dtype)
         for stage, down in enumerate(self.down):
-            x = down(x)
+            x = down(x, training=training) if self.spectral else down(x)
             if (norm := self.norms[stage]) is not None:
                 x = norm(x, training=training)
             x = tf.nn.leaky_relu(x, SLOPE)
-        return self.logit(tf.reshape(x, (-1, self.output_layer.input_spec.axes[-1])), label)
+        return self.logit(tf.reshape(x, (-1, self.features)), label, training)
 
     def get_config(self) -> dict:
         return super().get_config() | {"width": self.width, "normalization": self.normalization}

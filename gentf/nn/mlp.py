@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from gentf.nn.network import Discriminator, Generator
 from gentf.nn.normalization import BatchNormalization
+from gentf.nn.weights import Weights
 
 SLOPE = 0.2
 
@@ -65,26 +66,41 @@ class MLPDiscriminator(Discriminator):
 
     Args:
         hidden_units: units of each hidden layer, from the image on.
+        normalization: "none" or "spectral".
     """
 
-    def __init__(self, image_shape: Sequence[int], hidden_units: Sequence[int] = (256, 128), **kwargs):
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        hidden_units: Sequence[int] = (256, 128),
+        normalization: str = "none",
+        **kwargs,
+    ):
         super().__init__(image_shape, **kwargs)
         self.hidden_units = tuple(hidden_units)
-        self.hidden = [self.dense(units) for units in self.hidden_units]
+        self.normalization = normalization
+        self.spectral = normalization == "spectral"
+        inputs = [math.prod(self.image_shape), *self.hidden_units]
+        self.hidden = [
+            Weights(size, units, bias=True, spectral=True, seed=self.next_seed(2), dtype=self.dtype_policy)
+            if self.spectral
+            else self.dense(units)
+            for size, units in zip(inputs, self.hidden_units)
+        ]
 
     def build(self, input_shape=None) -> None:
         size = math.prod(self.image_shape)
         for layer in self.hidden:
             layer.build((None, size))
-            size = layer.units
-        self.head(size)
+            size = layer.outputs if self.spectral else layer.units
+        self.head(size, self.spectral)
         self.built = True
 
     def call(self, image: tf.Tensor, label: tf.Tensor | None = None, training: bool = False) -> tf.Tensor:
         x = tf.cast(tf.reshape(image, (-1, math.prod(self.image_shape))), self.compute_dtype)
         for layer in self.hidden:
-            x = tf.nn.leaky_relu(layer(x), SLOPE)
-        return self.logit(x, label)
+            x = tf.nn.leaky_relu(layer(x, training=training) if self.spectral else layer(x), SLOPE)
+        return self.logit(x, label, training)
 
     def get_config(self) -> dict:
-        return super().get_config() | {"hidden_units": self.hidden_units}
+        return super().get_config() | {"hidden_units": self.hidden_units, "normalization": self.normalization}

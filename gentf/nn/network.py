@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import keras
 import tensorflow as tf
 
+from gentf.nn.weights import Weights
+
 
 class Network(keras.layers.Layer):
     """A generator or discriminator over images of one shape, or points.
@@ -27,10 +29,13 @@ class Network(keras.layers.Layer):
     def dense(self, units: int, **kwargs) -> keras.layers.Dense:
         return keras.layers.Dense(units, kernel_initializer=self.initializer(), dtype=self.dtype_policy, **kwargs)
 
+    def next_seed(self, count: int = 1) -> int:
+        """A seed for each layer, or the first of `count`: a repeated one would repeat the values."""
+        self._layers_made += count
+        return self.seed + self._layers_made - count + 1
+
     def initializer(self) -> keras.initializers.Initializer:
-        """A fresh one for each layer: a repeated seed would repeat the values."""
-        self._layers_made += 1
-        seed = self.seed + self._layers_made
+        seed = self.next_seed()
         if len(self.image_shape) == 1:
             return keras.initializers.HeNormal(seed)
         return keras.initializers.RandomNormal(stddev=0.02, seed=seed)
@@ -79,18 +84,30 @@ class Discriminator(Network):
         super().__init__(image_shape, **kwargs)
         self.output_bias = output_bias
 
-    def head(self, features: int) -> None:
-        """Make the last layers, on (B, features)."""
-        self.output_layer = self.dense(1, use_bias=self.output_bias, name="output")
+    def head(self, features: int, spectral: bool = False) -> None:
+        """Make the last layers, on (B, features), with spectral normalization where it is asked for."""
+        if spectral:
+            options = {"spectral": True, "dtype": self.dtype_policy}
+            self.output_layer = Weights(
+                features, 1, bias=self.output_bias, seed=self.next_seed(2), name="output", **options
+            )
+        else:
+            self.output_layer = self.dense(1, use_bias=self.output_bias, name="output")
         self.output_layer.build((None, features))
         if self.num_classes:
-            self.embedding = self.dense(features, use_bias=False, name="embedding")
+            if spectral:
+                self.embedding = Weights(
+                    self.num_classes, features, seed=self.next_seed(2), name="embedding", **options
+                )
+            else:
+                self.embedding = self.dense(features, use_bias=False, name="embedding")
             self.embedding.build((None, self.num_classes))
 
-    def logit(self, features: tf.Tensor, label: tf.Tensor | None) -> tf.Tensor:
-        logit = self.output_layer(features)[:, 0]
+    def logit(self, features: tf.Tensor, label: tf.Tensor | None, training: bool = False) -> tf.Tensor:
+        given = {"training": training} if isinstance(self.output_layer, Weights) else {}
+        logit = self.output_layer(features, **given)[:, 0]
         if label is not None:
-            logit += tf.reduce_sum(self.embedding(self.one_hot(label)) * features, axis=1)
+            logit += tf.reduce_sum(self.embedding(self.one_hot(label), **given) * features, axis=1)
         return tf.cast(logit, tf.float32)
 
     def get_config(self) -> dict:

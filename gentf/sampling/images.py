@@ -40,7 +40,7 @@ def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     return picture
 
 
-def scatter(points: np.ndarray, size: int = 512, reach: float = 1.3) -> np.ndarray:
+def scatter(points: np.ndarray, size: int = 512, reach: float = 5.0) -> np.ndarray:
     """One picture of points (n, D) float, along their first two numbers: (size, size, 1) uint8, black on white.
 
     Args:

@@ -14,6 +14,8 @@ from gentf.schema import Config, GANConfig, VAEConfig
 FASTER_COMPILED_ON_CPU = {
     "mlp": True,
     "dcgan": False,
+    "resnet": False,
+    "r3gan": False,
     "rnn": True,
     "transformer": True,
     "encoder_decoder": True,
