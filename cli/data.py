@@ -76,12 +76,13 @@ def data(name: str | None, overrides: Sequence[str], show_all: bool) -> None:
 
 def listing(show_all: bool = False) -> list[str]:
     """Lines that name the data sets at hand."""
-    from gentf.data import embedded, points, sequences, text
+    from gentf.data import embedded, points, sequences, stacked, text
     from gentf.data.builders import builder_names, data_dir, prepared_builders
 
     sets = embedded.EMBEDDED | points.EMBEDDED | {name: f"{about} (text)" for name, about in text.EMBEDDED.items()}
     sets |= sequences.EMBEDDED
     lines = ["embedded:", *(f"  {name}  {about}" for name, about in sets.items())]
+    lines += ["made of a builder:", f"  {stacked.NAME}  {stacked.ABOUT}"]
     prepared = prepared_builders()
     lines += [f"prepared in {data_dir()}:", *(f"  {name}" for name in prepared or ["(none)"])]
     if show_all:

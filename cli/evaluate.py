@@ -93,7 +93,7 @@ def evaluate(
     floor and a ceiling: as a rule what held-out real data and a degenerate generator score. A likelihood
     stands between simple models of the same data: n-grams, or notes and pixels by themselves. Labelled images
     are judged by a small classifier, which is trained the first time and then kept in a cache. The result is
-    also written to RUN/evaluation.json.
+    also written to RUN/evaluation.json, and with pictures to RUN/report.html.
     """
     from gentf.errors import UserError
 
@@ -104,13 +104,15 @@ def evaluate(
     if brought is not None and (kind != "inception" or not path):
         raise UserError(f"`--extractor` must be inception=PATH. Received: --extractor {brought}")
 
-    from gentf import evaluation
+    from gentf import evaluation, report
     from gentf.training.run import Run
+
+    folder = Run(run)
 
     terminal = sys.stderr.isatty()
     try:
         result = evaluation.evaluate(
-            Run(run),
+            folder,
             split=split,
             samples=samples,
             importance_samples=importance_samples,
@@ -119,12 +121,15 @@ def evaluate(
             seed=seed,
             checkpoint=checkpoint,
             progress=show_progress if terminal else None,
+            done=lambda model, source, found: report.write(
+                folder.path / "report.html", folder, model, source, found, evaluation.METRICS
+            ),
             warn=lambda text: click.echo(f"{CLEAR if terminal else ''}Warning: {text}", err=True),
         )
     finally:
         if terminal:
             click.echo(CLEAR, nl=False, err=True)
-    text = json_format.dumps(result, indent=1) if as_json else report(result, evaluation.METRICS)
+    text = json_format.dumps(result, indent=1) if as_json else lines_of(result, evaluation.METRICS)
     click.echo(text)
 
 
@@ -145,7 +150,7 @@ LABELS = {"fcd": "FCD", "kid": "KID"}  # what a distance in an extractor's featu
 UNITS = {"image": "an image", "text": "a token", "music": "a frame", "pairs": "a token"}
 
 
-def report(result: Mapping[str, Any], meanings: Mapping[str, Any]) -> str:
+def lines_of(result: Mapping[str, Any], meanings: Mapping[str, Any]) -> str:
     """The table for people."""
     references, modality = result["references"], result["modality"]
     beside = {"image": "images", "points": "points", "text": "tokens", "music": "pieces", "pairs": "pairs"}[modality]

@@ -18,11 +18,11 @@ from gentf import evaluation_features as in_features
 from gentf import evaluation_likelihood as likelihood
 from gentf import evaluation_points as points
 from gentf import evaluation_sequences as sequences
-from gentf.data import DataSource, Split, sprites
+from gentf.data import DataSource, Split, load, sprites, stacked
 from gentf.errors import UserError
 from gentf.files import atomic_write
 from gentf.metrics import modes
-from gentf.metrics.classifier import Classifier, Recipe, cached_classifier, stream_of_arrays
+from gentf.metrics.classifier import ByChannel, Classifier, Recipe, cached_classifier, stream_of_arrays
 from gentf.metrics.distance import sliced_wasserstein, sliced_wasserstein_estimate
 from gentf.metrics.estimate import Estimate, mean_of, to_signed
 from gentf.metrics.extractors import Extractor, of_classifier, random_weights
@@ -86,6 +86,7 @@ def evaluate(
     inception: str | None = None,
     progress: Progress | None = None,
     warn: Callable[[str], None] = warnings.warn,
+    done: Callable[[GenerativeModel, DataSource, dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
     """Measure a run's model, and write the result to `evaluation.json` in its folder.
 
@@ -103,6 +104,7 @@ def evaluate(
         inception: path of Inception v3's weights, for a Fréchet inception distance.
         progress: called with (label, done, total) now and then.
         warn: called with the text of a warning.
+        done: called with the model, its data and the result, once that is written.
     Returns:
         {"run", "model", "data", "split", "samples", "seed", "checkpoint", "modality", "metrics": {name: {"value",
         "stderr", "floor", "ceiling"}}}, "references"; with a likelihood "baselines", see `sequences.measure`; and,
@@ -152,6 +154,8 @@ def evaluate(
     else:
         result |= sequences.measure(run.config, source, held_out, model, samples, importance_samples, seed, tell)
     atomic_write(run.path / "evaluation.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+    if done is not None:
+        done(model, source, result)
     return result
 
 
@@ -183,10 +187,9 @@ def _measure(
     tell("sampling", num, num)
 
     result: dict[str, Any] = {"samples": num, "metrics": {}}
-    judge = None
+    judge: Classifier | ByChannel | None = None
     if train_counts is not None and real_labels is not None:
-        classifier = _classifier(source, held_out, progress, warn)
-        judge = classifier
+        judge = classifier = _judge(source, held_out, progress, warn)
         value, stderr = classifier.accuracy
         result["classifier"] = {"test_accuracy": number(value), "stderr": number(stderr)}
         generated, real = classifier.predict(images), classifier.predict(real_images)
@@ -344,7 +347,7 @@ def _class_counts(source: DataSource, tell) -> np.ndarray:
 def _train_on_samples(
     model: GenerativeModel,
     source: DataSource,
-    judge: Classifier,
+    judge: Classifier | ByChannel,
     held_out: Split,
     train_counts: np.ndarray,
     most: int,
@@ -368,7 +371,7 @@ def _train_on_samples(
 
 
 def _extractors(
-    source: DataSource, held_out: Split, judge: Classifier | None, seeds: int, progress, warn
+    source: DataSource, held_out: Split, judge: Classifier | ByChannel | None, seeds: int, progress, warn
 ) -> list[Extractor]:
     """Classifiers of several seeds, and the same network untrained; without labels, the latter with several seeds."""
     height, width, channels = source.spec.shape
@@ -377,12 +380,21 @@ def _extractors(
         return []
     if judge is None:
         return [random_weights(shape, seed) for seed in range(seeds)]
-    trained = [judge, *(_classifier(source, held_out, progress, warn, seed) for seed in range(1, seeds))]
+    trained = [judge, *(_judge(source, held_out, progress, warn, seed) for seed in range(1, seeds))]
     found = [of_classifier(one, source.spec.name, source.fingerprint) for one in trained]
     return [*found, random_weights(shape, 0)]
 
 
-def _classifier(source: DataSource, held_out: Split, progress, warn, seed: int = 0) -> Classifier:
+def _judge(source: DataSource, held_out: Split, progress, warn, seed: int = 0) -> Classifier | ByChannel:
+    """The classifier of the data; of stacked digits, that of their channels."""
+    if source.spec.name != stacked.NAME:
+        return _classifier(source, held_out, progress, warn, seed)
+    height, width, _ = source.spec.shape
+    digits = load(stacked.DIGITS, size=(height, width))
+    return ByChannel(_classifier(digits, digits.test, progress, warn, seed), held_out.batches(BATCH))
+
+
+def _classifier(source: DataSource, held_out: Split, progress, warn, seed: int) -> Classifier:
     measured_on = source.test if len(source.test) else held_out
     height, width, channels = source.spec.shape
     return cached_classifier(

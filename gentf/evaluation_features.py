@@ -19,17 +19,17 @@ from gentf.metrics.two_sample import two_sample
 NEIGHBOURS = 5
 MAX_GAP = 5000  # points of each set in the likelihood gap, whose memory is their square
 
-REAL, NOISE = "held-out real images", "noise"
+REAL, TRAIN, NOISE = "held-out real images", "training images", "noise"
 METRICS = {
-    "fcd": Meaning("Fréchet distance in features", "training images", NOISE, "floor"),
-    "kid": Meaning("kernel distance in features, unbiased", "training images", NOISE, "floor"),
-    "precision": Meaning("share of samples among real images", NOISE, REAL, "ceiling"),
-    "recall": Meaning("share of real images among samples", NOISE, REAL, "ceiling"),
-    "density": Meaning("real neighbourhoods a sample is in", NOISE, REAL, "ceiling"),
-    "coverage": Meaning("real neighbourhoods with a sample", NOISE, REAL, "ceiling"),
+    "fcd": Meaning("Fréchet distance in features", TRAIN, NOISE, "floor"),
+    "kid": Meaning("kernel distance in features, unbiased", TRAIN, NOISE, "floor"),
+    "precision": Meaning("share of samples among real images", NOISE, TRAIN, "ceiling"),
+    "recall": Meaning("share of real images among samples", NOISE, TRAIN, "ceiling"),
+    "density": Meaning("real neighbourhoods a sample is in", NOISE, TRAIN, "ceiling"),
+    "coverage": Meaning("real neighbourhoods with a sample", NOISE, TRAIN, "ceiling"),
     "vendi": Meaning("how many different images", "one image", REAL, "ceiling"),
     "pair_similarity": Meaning("MS-SSIM of pairs, of one class if there are", REAL, "one image", "floor"),
-    "two_sample": Meaning("how often a classifier tells them apart", "training images", NOISE, "floor"),
+    "two_sample": Meaning("how often a classifier tells them apart", TRAIN, NOISE, "floor"),
     "authenticity": Meaning("share that are no neighbour's double", "copies", REAL, "ceiling"),
     "likelihood_gap": Meaning("how much likelier train is than held-out, nats", REAL, "copies", "floor"),
 }

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from gentf import evaluation_sequences as sequences
-from gentf.cli.evaluate import report
+from gentf.cli.evaluate import lines_of
 from gentf.cli.main import run as gentf
 from gentf.config import resolve
 from gentf.data import from_arrays, midi
@@ -217,7 +217,7 @@ def test_the_result_is_the_file_and_has_no_nan(of_words):
     for name, entry in of_words.result["metrics"].items():
         assert list(entry) == ["value", "stderr", "floor", "ceiling"]
         assert entry["value"] is not None and name in METRICS
-    shown = report(of_words.result, METRICS)
+    shown = lines_of(of_words.result, METRICS)
     assert "3 texts of NGramModel" in shown
     assert f"beside {of_words.result['references']['held_out_tokens']} test tokens" in shown
     assert "5-gram" in shown
@@ -359,7 +359,7 @@ def test_chords_are_told_in_nats_a_frame_too(music):
     assert metrics["nats_per_frame"]["floor"] == min(baselines["markov"], baselines["5-gram"])
     expected = ngram.nats(streams[1])[1:].mean()
     assert baselines["token_5-gram"] == pytest.approx(expected)
-    assert "nats a frame" in report(result, METRICS)
+    assert "nats a frame" in lines_of(result, METRICS)
 
 
 def test_events_are_told_over_all_frames(music):
@@ -433,7 +433,7 @@ def test_answers_are_counted(tmp_path):
     assert streams[1].tolist() == [0, *(t for row in content["target"] for t in (*row[row > 0], 0))]
     expected = NGram.fit(streams[0], 1, source.spec.vocabulary).nats(streams[1])[1:].mean()
     assert result["baselines"]["unigram"] == pytest.approx(expected)
-    assert "20 answers of Answers" in report(result, METRICS)
+    assert "20 answers of Answers" in lines_of(result, METRICS)
 
 
 # Images with a likelihood
@@ -465,7 +465,7 @@ def test_images_with_a_likelihood(tmp_path):
     bits = result["metrics"]["bits_per_dimension"]
     assert bits["value"] == pytest.approx(entry["value"] / 16 / math.log(2))
     assert 0 < entry["stderr"] < 0.3
-    assert "nats an image" in report(result, METRICS)
+    assert "nats an image" in lines_of(result, METRICS)
 
 
 # Bad input, and the command

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from gentf.data import listing, points, sequences, text
+from gentf.data import listing, points, sequences, stacked, text
 from gentf.data.arrays import load_npz
 from gentf.data.builders import builder_names, load_builder, prepared_folder
 from gentf.data.embedded import EMBEDDED, load_embedded
@@ -121,7 +121,8 @@ def load_images(
     """Load images as three splits, cached in memory where they fit and streamed where they do not.
 
     Args:
-        name_or_path: an embedded set ("digits"), a TFDS image builder ("mnist", "name/config:version"), a folder
+        name_or_path: an embedded set ("digits"), a TFDS image builder ("mnist", "name/config:version"), "stacked-mnist"
+            (`gentf.data.stacked`), a folder
             of PNG, JPEG, BMP or GIF files, or an .npz file. A single word is a name before it is a path.
         size: (H, W) to resize to, in pixels; None keeps the size.
         channels: 1, 3 or 4; None keeps them.
@@ -140,6 +141,8 @@ def load_images(
         Preparation(size, channels, fit), cache_mb, validation_share, test_share, max_corrupt_share, progress,
         binarize, join_validation,
     )  # fmt: skip
+    if name_or_path == stacked.NAME:
+        return stacked.load_stacked(settings)
     name, path = find(name_or_path, EMBEDDED, (".npz", ".zip"), "data set")
     if path is not None:
         return _load_path(path, settings)

@@ -188,6 +188,40 @@ class Classifier:
         return keras.initializers.HeNormal(seed=1000 * self.recipe.seed + index)
 
 
+class ByChannel:
+    """A classifier of images of one channel, as one of images of several whose class is told by their channels' classes
+    as digits: of three channels and ten classes, 100 a + 10 b + c.
+
+    Args:
+        classifier: of one channel.
+        test: batches of held-out images {"image", "label"}, on which `accuracy` is measured.
+    """
+
+    def __init__(self, classifier: Classifier, test: Iterable[Batch]):
+        self._classifier, self.recipe = classifier, classifier.recipe
+        batches = list(test)
+        channels = int(batches[0]["image"].shape[3])
+        self.image_shape = (*classifier.image_shape[:2], channels)
+        self.num_classes = classifier.num_classes**channels
+        hits = [self.predict(np.asarray(b["image"])).argmax(1) == np.asarray(b["label"]) for b in batches]
+        self.accuracy = share_of(np.concatenate(hits))
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Class probabilities: (n, H, W, C) -> (n, K^C) float32, products of the channels'."""
+        found = np.ones((len(images), 1), np.float32)
+        for channel in self._split(images):
+            told = self._classifier.predict(channel)
+            found = (found[:, :, None] * told[:, None, :]).reshape(len(images), -1)
+        return found
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """The channels' features, one after another."""
+        return np.concatenate([self._classifier.features(channel) for channel in self._split(images)], axis=1)
+
+    def _split(self, images: np.ndarray) -> list[np.ndarray]:
+        return [np.ascontiguousarray(images[..., c : c + 1]) for c in range(self.image_shape[2])]
+
+
 def stream_of_arrays(images: np.ndarray, labels: np.ndarray) -> Callable[[int, int], Iterator[Batch]]:
     """Endless batches of arrays in memory, reshuffled every epoch by the seed, for `Classifier.fit`."""
     if len(images) != len(labels) or len(images) == 0:

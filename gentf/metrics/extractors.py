@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from gentf.errors import UserError
-from gentf.metrics.classifier import Classifier, Recipe
+from gentf.metrics.classifier import ByChannel, Classifier, Recipe
 from gentf.metrics.estimate import to_signed
 
 INCEPTION_SIZE = 299  # pixels
@@ -36,7 +36,7 @@ class Extractor:
     seed: int | None
 
 
-def of_classifier(classifier: Classifier, data: str, fingerprint: str) -> Extractor:
+def of_classifier(classifier: Classifier | ByChannel, data: str, fingerprint: str) -> Extractor:
     """The space of a trained classifier's last layer.
 
     Args:
