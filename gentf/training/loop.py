@@ -19,7 +19,7 @@ from gentf.errors import UserError
 from gentf.files import atomic_path, atomic_write
 from gentf.models import build, load_data
 from gentf.models.base import GenerativeModel
-from gentf.schema import Config
+from gentf.schema import Config, GANConfig
 from gentf.training import checkpoint, devices, validation
 from gentf.training.log import RunLog, draw_curves
 from gentf.training.run import Run
@@ -130,6 +130,8 @@ class Trainer:
         self.best = math.inf
         jit, why = devices.choose_jit(config, strategy)
         reporter.message(f"XLA {'on' if jit else 'off'} ({why}); {strategy.num_replicas_in_sync} device(s)")
+        if isinstance(config.model, GANConfig) and (config.model.r1 or config.model.r2):
+            reporter.message(gamma_heuristic(config, data.spec.shape))
         self._jit = jit
         self._validator = validation.Validator(model, config)
 
@@ -318,6 +320,20 @@ def stop_signals() -> Iterator[list[int]]:
     finally:
         for number, previous in old.items():
             signal.signal(number, previous)
+
+
+def gamma_heuristic(config: Config, shape: tuple[int, ...]) -> str:
+    """A gamma to start looking from, beside the run's own.
+
+    Reference: Karras et al. (2020), "Training generative adversarial networks with limited data", appendix C.
+    """
+    model = config.model
+    assert isinstance(model, GANConfig)
+    pixels, batch = math.prod(shape[:2]) if len(shape) == 3 else 1, config.train.batch_size
+    return (
+        f"gamma: r1 {model.r1:g}, r2 {model.r2:g}; the heuristic 0.0002 x pixels / batch says "
+        f"{0.0002 * pixels / batch:.2g} (more where training is unstable, less where samples lack detail)"
+    )
 
 
 def total_steps(config: Config, steps_per_epoch: int) -> int:
