@@ -108,6 +108,25 @@ def slope_penalty(discriminator: Callable[[tf.Tensor], tf.Tensor], images: tf.Te
     return 0.5 * tf.reduce_mean(_squared_slopes(discriminator, images))
 
 
+def path_lengths(images: Callable[[tf.Tensor], tf.Tensor], styles: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
+    """|J' y| of each style, J the derivative of its image and y a random image: how far a step in style goes.
+
+    Args:
+        images: styles (B, D) -> images (B, H, W, C), each from its own style alone.
+        styles: (B, D) float.
+        noise: (B, H, W, C) float32, N(0, 1).
+    Returns:
+        (B,) float32. What is minimised is the mean squared distance from the lengths' running mean.
+    Reference: Karras et al. (2020), "Analyzing and improving the image quality of StyleGAN", equation 4.
+    """
+    pixels = float(noise.shape[1] * noise.shape[2])
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(styles)
+        told = tf.reduce_sum(images(styles) * noise) / tf.sqrt(pixels)
+    gradient = widened(tape.gradient(told, styles))
+    return tf.sqrt(tf.reduce_sum(tf.square(gradient), axis=1) + 1e-12)
+
+
 def importance_bound(log_weights: tf.Tensor) -> tf.Tensor:
     """log of the mean of k importance weights p(x, z) / q(z | x): a lower bound of log p(x) that rises with k.
 

@@ -77,7 +77,9 @@ class GANConfig:
     """An adversarial model; the fields are the arguments of `gentf.models.GAN`."""
 
     family: str = field("gan", "model family", choices=("gan",))
-    network: str = field("mlp", "network of generator and discriminator", choices=("mlp", "dcgan", "resnet", "r3gan"))
+    network: str = field(
+        "mlp", "network of generator and discriminator", choices=("mlp", "dcgan", "resnet", "r3gan", "stylegan2")
+    )
     loss: str = field(
         "non_saturating",
         "adversarial loss",
@@ -104,6 +106,10 @@ class GANConfig:
         "none", "of what the discriminator sees: always, or as needed", choices=("none", "diffaug", "ada")
     )
     ada_target: float = field(0.6, "ada: mean sign of real logits above which more is augmented", low=-1.0, high=1.0)
+    style_mixing: float = field(0.9, "stylegan2: share of images of two styles, in training", low=0.0, high=1.0)
+    path_length: float = field(0.0, "stylegan2: weight of the path lengths' spread; 2 is the paper's", low=0.0)
+    path_interval: int = field(4, "it is taken in every so many-th step", low=1, high=1000)
+    truncation: float = field(1.0, "share of a style's way, or of the noise, at sampling", low=0.01, high=1.0)
     discriminator_steps: int = field(1, "discriminator updates a generator update", low=1, high=100)
     ema_decay: float = field(0.999, "decay a step of the averaged generator that samples", low=0.0, high=0.999999)
 

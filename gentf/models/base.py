@@ -33,6 +33,7 @@ class Phase:
         variables: what is updated.
         optimizer: by what.
         interval: it takes part in every `interval`-th step, the first time at the end of the first interval.
+        partial: its loss may not depend on some of the variables, which are then left alone.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Phase:
     variables: Sequence[keras.Variable]
     optimizer: keras.optimizers.Optimizer
     interval: int = 1
+    partial: bool = False
 
 
 class Signature(NamedTuple):
@@ -156,7 +158,7 @@ class GenerativeModel(keras.Model):
 
     # Training
 
-    def row_seeds(self, rows: tf.Tensor, stream: int) -> tf.Tensor:
+    def row_seeds(self, rows: int | tf.Tensor, stream: int) -> tf.Tensor:
         """Seeds of the rows of this replica's part of the batch at this step.
 
         They are numbered over the global batch: n replicas with B rows each draw what one with n * B rows would.
@@ -220,8 +222,10 @@ class GenerativeModel(keras.Model):
             data
         )
         if replicas > 1:  # the optimizer sums over replicas, and the loss is a mean over the global batch
-            gradients = [gradient / replicas for gradient in gradients]
-        phase.optimizer.apply(gradients, phase.variables)
+            gradients = [None if gradient is None else gradient / replicas for gradient in gradients]
+        pairs = [(gradient, variable) for gradient, variable in zip(gradients, phase.variables)
+                 if gradient is not None or not phase.partial]  # fmt: skip
+        phase.optimizer.apply([gradient for gradient, _ in pairs], [variable for _, variable in pairs])
         return losses
 
     def make_train_function(self, force: bool = False) -> None:

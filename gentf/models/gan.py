@@ -7,23 +7,19 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from gentf import losses, nn
+from gentf import losses
 from gentf.kernels import random
 from gentf.kernels.optimizer import Adam
+from gentf.kernels.tracing import Size, size
+from gentf.models import networks
 from gentf.models.base import Batch, Losses, Phase, Signature, by_rows
 from gentf.models.images import ImageModel, as_answer
 from gentf.nn import augmentation as augmentations
 
-# What the discriminator of a network may be normalized by; the first is its own.
-NORMALIZATIONS = {
-    "mlp": ("none", "spectral"),
-    "dcgan": ("batch", "layer", "spectral", "none"),
-    "resnet": ("spectral", "none"),
-    "r3gan": ("none",),
-}
 # Streams of randomness inside a step.
 DISCRIMINATOR_NOISE, GENERATOR_NOISE, MIX, VALIDATION_NOISE = range(4)
-AUGMENT_REAL, AUGMENT_FAKE, AUGMENT_GENERATED, AUGMENT_PAIRED = range(4, 8)
+AUGMENT_REAL, AUGMENT_FAKE, AUGMENT_GENERATED, AUGMENT_PAIRED, PATH_NOISE, PATH_IMAGE = range(4, 10)
+SECOND_NOISE, STYLE_CUTS = 10, 12  # and the number of the first noise's stream
 #: Images in which the share of augmented ones can go from 0 to 1.
 ADA_IMAGES = 200_000.0
 # Streams of a sample's row seed.
@@ -41,14 +37,14 @@ class GAN(ImageModel):
         image_shape: (height, width, channels), or (D,) of points, with the network "mlp".
         num_classes: classes to learn from labels and to sample by; 0 learns without labels.
         latent_dim: numbers of N(0, 1) noise a sample is made from.
-        network: "mlp", "dcgan", "resnet" or "r3gan": see `gentf.nn`.
+        network: "mlp", "dcgan", "resnet", "r3gan" or "stylegan2": see `gentf.nn`.
         loss: a name in `gentf.losses.ADVERSARIAL`.
         hidden_units: mlp: units of the generator's layers; the discriminator mirrors them.
         generator_normalization: mlp: "none" or "batch".
-        width: dcgan, r3gan: channels of the feature map next to the image; resnet: of all.
+        width: channels of the feature map next to the image; resnet: of all.
         blocks: r3gan: residual blocks at each size.
         discriminator_normalization: mlp: "none" or "spectral"; dcgan: "batch", "layer", "spectral" or "none"; resnet:
-            "spectral" or "none"; r3gan: "none". None takes the first of these.
+            "spectral" or "none"; r3gan, stylegan2: "none". None takes the first of these.
         gradient_penalty: weight of the gradient penalty; 0 leaves it out, 10 is WGAN-GP's.
         penalty_slope: the slope that it asks for: 1 is WGAN-GP's, 0 is 0-GP's.
         packing: samples that the discriminator judges together, all real or all fake, side by side in the channels: a
@@ -64,6 +60,10 @@ class GAN(ImageModel):
             follows how sure it is of real images. See `gentf.nn.augmentation`.
         ada_target: ada: mean sign of the real images' logits above which the probability rises; with a relativistic
             loss, of their lead over a fake image's.
+        style_mixing: stylegan2: share of images in training whose layers from some one on follow a second style.
+        path_length: stylegan2: weight of the squared distance of path lengths from their mean; 2 is the paper's.
+        path_interval: in every so many-th step, where it counts as many times more, on half of the batch.
+        truncation: stylegan2: share of a style's way from the mean style, at sampling; others: of the noise.
         discriminator_steps: discriminator updates for each generator update.
         ema_decay: decay a step of the averaged generator.
         seed: initial weights and training noise.
@@ -94,6 +94,10 @@ class GAN(ImageModel):
         penalty_final_share: float = 0.1,
         augmentation: str = "none",
         ada_target: float = 0.6,
+        style_mixing: float = 0.9,
+        path_length: float = 0.0,
+        path_interval: int = 4,
+        truncation: float = 1.0,
         discriminator_steps: int = 1,
         ema_decay: float = 0.999,
         seed: int = 0,
@@ -104,19 +108,23 @@ class GAN(ImageModel):
             raise ValueError(f"`latent_dim` must be positive. Received: latent_dim={latent_dim}")
         if loss not in losses.ADVERSARIAL:
             raise ValueError(f"`loss` must be one of {', '.join(losses.ADVERSARIAL)}. Received: loss={loss!r}")
-        if network not in NORMALIZATIONS:
-            raise ValueError(f"`network` must be one of {', '.join(NORMALIZATIONS)}. Received: network={network!r}")
+        if network not in networks.NORMALIZATIONS:
+            raise ValueError(
+                f"`network` must be one of {', '.join(networks.NORMALIZATIONS)}. Received: network={network!r}"
+            )
         if generator_normalization not in ("none", "batch"):
             raise ValueError(
                 "`generator_normalization` must be 'none' or 'batch'. "
                 f"Received: generator_normalization={generator_normalization!r}"
             )
         if discriminator_normalization is None or (network, discriminator_normalization) == ("mlp", "batch"):
-            discriminator_normalization = NORMALIZATIONS[network][0]  # "batch" stands, without effect, in older files
-        if discriminator_normalization not in NORMALIZATIONS[network]:
+            discriminator_normalization = networks.NORMALIZATIONS[network][
+                0
+            ]  # "batch" stands, without effect, in older files
+        if discriminator_normalization not in networks.NORMALIZATIONS[network]:
             raise ValueError(
-                f"`discriminator_normalization` must be one of {', '.join(NORMALIZATIONS[network])} for {network}. "
-                f"Received: discriminator_normalization={discriminator_normalization!r}"
+                f"`discriminator_normalization` must be one of {', '.join(networks.NORMALIZATIONS[network])} for "
+                f"{network}. Received: discriminator_normalization={discriminator_normalization!r}"
             )
         if (gradient_penalty or r1 or r2) and discriminator_normalization == "batch" and network == "dcgan":
             raise ValueError(
@@ -132,8 +140,13 @@ class GAN(ImageModel):
             raise ValueError(f"`augmentation` must be none, diffaug or ada. Received: augmentation={augmentation!r}")
         if augmentation != "none" and len(self.image_shape) == 1:
             raise ValueError(f"`augmentation` must be none for points. Received: augmentation={augmentation!r}")
-        if penalty_interval < 1:
-            raise ValueError(f"`penalty_interval` must be positive. Received: penalty_interval={penalty_interval}")
+        for name, interval in (("penalty_interval", penalty_interval), ("path_interval", path_interval)):
+            if interval < 1:
+                raise ValueError(f"`{name}` must be positive. Received: {name}={interval}")
+        if path_length and network != "stylegan2":
+            raise ValueError(f"`path_length` must be 0 but for stylegan2. Received: path_length={path_length}")
+        if not 0.0 < truncation <= 1.0:
+            raise ValueError(f"`truncation` must be above 0 and at most 1. Received: truncation={truncation}")
         if discriminator_steps < 1:
             raise ValueError(f"`discriminator_steps` must be positive. Received: {discriminator_steps}")
         if not 0.0 <= ema_decay < 1.0:
@@ -151,11 +164,13 @@ class GAN(ImageModel):
         self.penalty_interval = penalty_interval
         self.penalty_decay_steps, self.penalty_final_share = penalty_decay_steps, penalty_final_share
         self.augmentation, self.ada_target = augmentation, ada_target
+        self.style_mixing, self.path_length, self.path_interval = style_mixing, path_length, path_interval
+        self.truncation = truncation
         self.discriminator_steps = discriminator_steps
         self.ema_decay = ema_decay
-        self.generator = self._make_generator("generator")
-        self.discriminator = self._make_discriminator()
-        self.generator_ema = self._make_generator("generator_ema")
+        self.generator = networks.generator(self, "generator")
+        self.discriminator = networks.discriminator(self)
+        self.generator_ema = networks.generator(self, "generator_ema")
         self.generator_ema.trainable = False
         self.discriminator_optimizer: keras.optimizers.Optimizer | None = None
         if augmentation == "ada":
@@ -163,38 +178,11 @@ class GAN(ImageModel):
                 shape=(), initializer="zeros", trainable=False, name="augmented_share", dtype="float32",
                 aggregation="mean",
             )  # fmt: skip
+        if path_length:
+            self.mean_path = self.add_weight(
+                shape=(), initializer="zeros", trainable=False, name="mean_path", dtype="float32", aggregation="mean"
+            )
         self.build()
-
-    def _make_generator(self, name: str) -> nn.network.Generator:
-        shared = self._network_arguments() | {"latent_dim": self.latent_dim, "name": name}
-        if self.network == "mlp":
-            return nn.MLPGenerator(hidden_units=self.hidden_units, normalization=self.generator_normalization, **shared)
-        if self.network == "r3gan":
-            return nn.R3GANGenerator(width=self.width, blocks=self.blocks, **shared)
-        return {"dcgan": nn.DCGANGenerator, "resnet": nn.ResNetGenerator}[self.network](width=self.width, **shared)
-
-    def _make_discriminator(self) -> nn.network.Discriminator:
-        shared = self._network_arguments() | {
-            "image_shape": (*self.image_shape[:-1], self.packing * self.image_shape[-1]),
-            "name": "discriminator",
-            "seed": self.seed + 1000,
-            "output_bias": self.loss_name != "wasserstein",
-        }
-        if self.network == "r3gan":
-            return nn.R3GANDiscriminator(width=self.width, blocks=self.blocks, **shared)
-        shared["normalization"] = self.discriminator_normalization
-        if self.network == "mlp":
-            return nn.MLPDiscriminator(hidden_units=self.hidden_units[::-1], **shared)
-        kinds = {"dcgan": nn.DCGANDiscriminator, "resnet": nn.ResNetDiscriminator}
-        return kinds[self.network](width=self.width, **shared)
-
-    def _network_arguments(self) -> dict[str, Any]:
-        return {
-            "image_shape": self.image_shape,
-            "num_classes": self.num_classes,
-            "seed": self.seed,
-            "dtype": self.dtype_policy,
-        }
 
     def build(self, input_shape=None) -> None:
         for network in (self.generator, self.discriminator, self.generator_ema):
@@ -243,31 +231,32 @@ class GAN(ImageModel):
 
     def call(self, z: tf.Tensor, label: tf.Tensor | None = None, training: bool = False) -> tf.Tensor:
         """(B, latent_dim) noise -> (B, H, W, C) float32 in [-1, 1] or (B, D) float32, by the averaged generator."""
-        drawn = self.generator_ema(z, label, training=False)
+        if self.network == "stylegan2":
+            drawn = self.generator_ema(z, label, truncation=self.truncation)
+        else:
+            drawn = self.generator_ema(self.truncation * z, label, training=False)
         return drawn if self.example == "point" else tf.clip_by_value(drawn, -1.0, 1.0)  # not all networks end in tanh
 
     # Training
 
     def phases(self) -> list[Phase]:
-        return [
-            Phase(
-                "discriminator",
-                self._discriminator_losses,
-                self.discriminator.trainable_variables,
-                self.discriminator_optimizer,
-            ),
-            Phase(
-                "generator",
-                self._generator_losses,
-                self.generator.trainable_variables,
-                self.optimizer,
-                interval=self.discriminator_steps,
-            ),
-        ]
+        judge = (self.discriminator.trainable_variables, self.discriminator_optimizer)
+        maker = (self.generator.trainable_variables, self.optimizer)
+        found = [Phase("discriminator", self._discriminator_losses, *judge)]
+        if self._penalized and self.penalty_interval > 1:
+            found.append(Phase("penalty", self._penalty_losses, *judge, interval=self.penalty_interval, partial=True))
+        found.append(Phase("generator", self._generator_losses, *maker, interval=self.discriminator_steps))
+        if self.path_length:
+            found.append(Phase("path", self._path_losses, *maker, interval=self.path_interval, partial=True))
+        return found
+
+    @property
+    def _penalized(self) -> bool:
+        return bool(self.gradient_penalty or self.r1 or self.r2)
 
     def _discriminator_losses(self, batch: Batch) -> Losses:
         label = batch.get("label")
-        fake = self.generator(self._noise(tf.shape(batch["image"])[0], DISCRIMINATOR_NOISE), label, training=True)
+        fake = self._generated(size(batch["image"], 0), label, DISCRIMINATOR_NOISE)
         real = self._packed(self._augmented(batch["image"], AUGMENT_REAL))
         fake = tf.stop_gradient(self._packed(self._augmented(fake, AUGMENT_FAKE)))
         real_logits, fake_logits = self._logits(real, fake, label)
@@ -275,25 +264,23 @@ class GAN(ImageModel):
         logs = {"real_logit": tf.reduce_mean(real_logits), "fake_logit": tf.reduce_mean(fake_logits)}
         if self.augmentation == "ada":
             logs["augmented_share"] = self._adapt(real_logits, fake_logits, tf.shape(batch["image"])[0])
-        if not (self.gradient_penalty or self.r1 or self.r2):
+        if not self._penalized or self.penalty_interval > 1:
             return {"loss": loss} | logs
-        if self.penalty_interval == 1:
-            price, penalties = self._penalties(real, fake, label)
-            return {"loss": loss + price} | logs | penalties
-        due = tf.equal(self.step.value % self.penalty_interval, 0)
-        names: list[str] = []
+        price, penalties = self._penalties(real, fake, label)
+        return {"loss": loss + price} | logs | penalties
 
-        def taken():
-            price, penalties = self._penalties(real, fake, label)
-            names[:] = sorted(penalties)
-            return [self.penalty_interval * price, *(penalties[name] for name in names)]
-
-        price, *_ = tf.cond(due, taken, lambda: [tf.zeros(()) for _ in range(1 + len(names))])
-        return {"loss": loss + price} | logs
+    def _penalty_losses(self, batch: Batch) -> Losses:
+        """The penalties by themselves, for the steps between too."""
+        label = batch.get("label")
+        fake = self._generated(size(batch["image"], 0), label, DISCRIMINATOR_NOISE)
+        real = self._packed(self._augmented(batch["image"], AUGMENT_REAL))
+        fake = tf.stop_gradient(self._packed(self._augmented(fake, AUGMENT_FAKE)))
+        price, penalties = self._penalties(real, fake, label)
+        return {"loss": self.penalty_interval * price} | penalties
 
     def _penalties(self, real: tf.Tensor, fake: tf.Tensor, label: tf.Tensor | None) -> tuple[tf.Tensor, Losses]:
         """What the discriminator's slopes cost, and each penalty before its weight."""
-        rows, price, logs = tf.shape(real)[0], tf.zeros(()), {}
+        rows, price, logs = size(real, 0), tf.zeros(()), {}
         if self.gradient_penalty:
             mix = random.uniform(self.row_seeds(rows, MIX), ())
             penalty = losses.gradient_penalty(
@@ -339,7 +326,8 @@ class GAN(ImageModel):
 
     def _generator_losses(self, batch: Batch) -> Losses:
         label = batch.get("label")
-        fake = self.generator(self._noise(tf.shape(batch["image"])[0], GENERATOR_NOISE), label, training=True)
+        rows = size(batch["image"], 0)
+        fake = self._generated(rows, label, GENERATOR_NOISE)
         fake = self._packed(self._augmented(fake, AUGMENT_GENERATED))
         if self.loss_name in losses.PAIRED:
             real = self._packed(self._augmented(batch["image"], AUGMENT_PAIRED))
@@ -347,7 +335,34 @@ class GAN(ImageModel):
         else:
             fake_logits = self.discriminator(fake, label, training=True)
             real_logits = tf.zeros_like(fake_logits)
-        return {"loss": losses.ADVERSARIAL[self.loss_name](real_logits, fake_logits)[1]}
+        loss = losses.ADVERSARIAL[self.loss_name](real_logits, fake_logits)[1]
+        return {"loss": loss}
+
+    def _path_losses(self, batch: Batch) -> Losses:
+        """What path lengths that differ from their mean cost, for the steps between too; moves the mean."""
+        rows, label = size(batch["image"], 0), batch.get("label")
+        half = (rows + 1) // 2
+        asked = None if label is None else label[:half]
+        styles = self.generator.styles(self._noise(half, PATH_NOISE), asked, training=True)
+        noise = random.normal(self.row_seeds(half, PATH_IMAGE), self.image_shape)
+        lengths = losses.path_lengths(self.generator.synthesize, styles, noise)
+        mean = self.mean_path.value + 0.01 * (tf.reduce_mean(tf.stop_gradient(lengths)) - self.mean_path.value)
+        self.mean_path.assign(mean)
+        price = self.path_length * tf.reduce_mean(tf.square(lengths - mean))
+        return {"loss": self.path_interval * price, "mean_path": mean}
+
+    def _generated(self, rows: Size, label: tf.Tensor | None, stream: int) -> tf.Tensor:
+        """Images in training."""
+        z = self._noise(rows, stream)
+        if self.network != "stylegan2" or not self.style_mixing:
+            return self.generator(z, label, training=True)
+        drawn = random.uniform(self.row_seeds(rows, STYLE_CUTS + stream), (2,))
+        layers = self.generator.style_layers
+        cut = 1 + tf.cast(drawn[:, 0] * (layers - 1), tf.int32)
+        cut = tf.where(drawn[:, 1] < self.style_mixing, cut, layers)
+        styles = self.generator.styles(z, label, training=True)
+        others = self.generator.styles(self._noise(rows, SECOND_NOISE + stream), label)
+        return self.generator.synthesize(styles, others, cut)
 
     def _logits(self, real: tf.Tensor, fake: tf.Tensor, label: tf.Tensor | None) -> tuple[tf.Tensor, tf.Tensor]:
         if not self.discriminator.rowwise:  # batch statistics of real and of fake images, each by itself
@@ -389,7 +404,7 @@ class GAN(ImageModel):
     def _averaged(self) -> list[tuple[keras.Variable, keras.Variable]]:
         return list(zip(self.generator_ema.weights, self.generator.weights, strict=True))
 
-    def _noise(self, rows: tf.Tensor, stream: int) -> tf.Tensor:
+    def _noise(self, rows: Size, stream: int) -> tf.Tensor:
         return random.normal(self.row_seeds(rows, stream), (self.latent_dim,))
 
     # Sampling
@@ -445,6 +460,10 @@ class GAN(ImageModel):
             "penalty_final_share": self.penalty_final_share,
             "augmentation": self.augmentation,
             "ada_target": self.ada_target,
+            "style_mixing": self.style_mixing,
+            "path_length": self.path_length,
+            "path_interval": self.path_interval,
+            "truncation": self.truncation,
             "discriminator_steps": self.discriminator_steps,
             "ema_decay": self.ema_decay,
             "seed": self.seed,

@@ -63,7 +63,7 @@ def _up(x: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
     return upsample2d(x)[:, : size[0], : size[1]]
 
 
-def _down(x: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
+def downsampled(x: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
     """To half the height and width, rounded up: (B, h, w, C) -> (B, *size, C)."""
     missing = [2 * size[axis] - x.shape[1 + axis] for axis in (0, 1)]
     if any(missing):
@@ -158,7 +158,7 @@ class R3GANDiscriminator(Discriminator):
         for stage, blocks in enumerate(self.body):
             if stage:
                 wider = self.to_width[stage - 1]
-                x = _down(x, self.sizes[stage])
+                x = downsampled(x, self.sizes[stage])
                 x = x if wider is None else wider(x)
             for block in blocks:
                 x = block(x)

@@ -21,6 +21,9 @@ class Weights(keras.layers.Layer):
         gain: the initial weights' variance is gain^2 / (inputs * K * K).
         bias: whether to add one, 0 at first.
         spectral: whether to normalize.
+        scaled: whether weights are kept at variance 1 and scaled when used, so that every layer learns at one pace
+            (Karras et al. 2018, "Progressive growing of GANs", section 4.1).
+        rate: share of the step size, of scaled weights and biases.
         seed: of the initial weights.
     Reference: Miyato et al. (2018), "Spectral normalization for generative adversarial networks", algorithm 1.
     """
@@ -36,15 +39,20 @@ class Weights(keras.layers.Layer):
         strides: int = 1,
         bias: bool = False,
         spectral: bool = False,
+        scaled: bool = False,
+        rate: float = 1.0,
         **kwargs,
     ):
         super().__init__(**kwargs)
         self.inputs, self.outputs, self.size, self.strides = inputs, outputs, size, strides
         self.gain, self.seed, self.use_bias, self.spectral = gain, seed, bias, spectral
+        self.scaled, self.rate = scaled, rate
+        self.spread = gain / math.sqrt(inputs * size**2)
 
     def build(self, input_shape=None) -> None:
-        spread = self.gain / math.sqrt(self.inputs * self.size**2)
-        initial = keras.initializers.RandomNormal(stddev=spread, seed=self.seed)
+        initial = keras.initializers.RandomNormal(
+            stddev=1.0 / self.rate if self.scaled else self.spread, seed=self.seed
+        )
         self.kernel = self.add_weight(
             shape=(self.size, self.size, self.inputs, self.outputs), initializer=initial, name="kernel"
         )
@@ -62,8 +70,9 @@ class Weights(keras.layers.Layer):
 
     def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
         kernel = tf.cast(self._normalized(training) if self.spectral else self.kernel, x.dtype)
+        kernel = kernel * (self.spread * self.rate) if self.scaled else kernel
         y = tf.matmul(x, kernel[0, 0]) if x.shape.rank == 2 else conv2d(x, kernel, strides=self.strides)
-        return y if self.bias is None else y + tf.cast(self.bias, y.dtype)
+        return y if self.bias is None else y + tf.cast(self.bias, y.dtype) * self.rate
 
     def _normalized(self, training: bool) -> tf.Tensor:
         kernel = widened(tf.convert_to_tensor(self.kernel.value))

@@ -24,10 +24,12 @@ BEST = "best.npz"
 
 
 def state(model: GenerativeModel) -> dict[str, list]:
-    """The variables of a run, by group: the model's own, then each phase's optimizer's."""
-    groups = {"model": list(model.weights)}
+    """The variables of a run, by group: the model's own, then each optimizer's, by the first phase that it serves."""
+    groups, seen = {"model": list(model.weights)}, set()
     for phase in model.phases():
-        groups[f"optimizer.{phase.name}"] = list(phase.optimizer.variables)
+        if id(phase.optimizer) not in seen:
+            groups[f"optimizer.{phase.name}"] = list(phase.optimizer.variables)
+            seen.add(id(phase.optimizer))
     return groups
 
 

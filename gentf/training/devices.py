@@ -16,6 +16,7 @@ FASTER_COMPILED_ON_CPU = {
     "dcgan": False,
     "resnet": False,
     "r3gan": False,
+    "stylegan2": False,
     "rnn": True,
     "transformer": True,
     "encoder_decoder": True,
