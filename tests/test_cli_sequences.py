@@ -379,8 +379,9 @@ def test_mistakes_with_data_are_one_line(capsys):
 
 def test_embedded_sets_of_every_modality_are_listed(capsys):
     out, _ = command(capsys, "data")
-    names = [line.split()[0] for line in out.split("prepared in")[0].splitlines()[1:]]
-    assert names == ["digits", "sprites", "python-docs", "dates", "arithmetic", "chorales"]
+    names = [line.split()[0] for line in out.split("made of")[0].splitlines()[1:]]
+    assert names == ["digits", "sprites", "ring-8", "grid-25", "python-docs", "dates", "arithmetic", "chorales"]
+    assert "\n  stacked-mnist  three digits" in out
 
 
 # Export

@@ -121,7 +121,7 @@ def test_the_whole_way_on_the_command_line(tmp_path, capsys):
         return out
 
     path = tmp_path / "ring"
-    done("train", "rpgan-ring-8", "--run", path, "train.steps=600", "optimizer.decay_steps=600", "model.packing=2")
+    done("train", "rpgan-ring-8", "--run", path, "train.steps=200", "optimizer.decay_steps=200", "model.packing=2")
     assert list((path / "samples").glob("*.png")) and "val_sliced_wasserstein" in (path / "metrics.jsonl").read_text()
     report = json.loads(done("evaluate", path, "--json"))
     assert report["samples"] == 2500 and set(report["metrics"]) >= {"modes", "high_quality", "mode_reverse_kl"}
