@@ -16,8 +16,8 @@ TEXT = ("label", "prompt", "prompt_file", "max_length", "temperature", "top_k", 
 FRAMES = ("label", "prompt_file", "max_length", "temperature", "jit", "key", "range", "steps_per_quarter")
 EVENTS = (*FRAMES, "top_k", "top_p", "min_p", "repetition")
 TAKES = {
-    "images": ("label",),
-    "points": ("label",),
+    "images": ("label", "truncation"),
+    "points": ("label", "truncation"),
     "text": TEXT,
     "pairs": TEXT,
     "frames": FRAMES,
@@ -55,6 +55,10 @@ SERVED = (
 @click.option(
     "--checkpoint", type=CheckpointType(), default="last", show_default=True, help="Checkpoint to draw from; runs only."
 )
+@click.option(
+    "--truncation", type=click.FloatRange(0.01, 1.0),
+    help="GANs: share of the noise, or of a style's way from the mean style; less is safer and more alike.",
+)  # fmt: skip
 @click.option("--prompt", metavar="TEXT", help="Text: what is gone on from; of pairs, the source.")
 @click.option(
     "--prompt-file", type=click.Path(path_type=Path), metavar="FILE",
@@ -111,6 +115,10 @@ def sample(run: str, num: int | None, seed: int, out: Path | None, checkpoint: s
     given = {name: value for name, value in options.items() if value is not None and value is not False and value != ()}
     check_options(given, kind, served)
     condition = class_index(given.pop("label"), names) if "label" in given else None
+    if "truncation" in given:
+        if not hasattr(model, "truncation"):
+            raise UserError(f"`--truncation` must be left out but for GANs. Received: {type(model).__name__}")
+        model.truncation = given["truncation"]
     if kind == "images":
         number, out = num or 64, out or Path("samples.png")
         check_out(out, (".png", ".npz"))

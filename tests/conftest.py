@@ -1,5 +1,6 @@
 """TensorFlow is imported once, with two logical devices, for the tests that train on several."""
 
+import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -18,6 +19,13 @@ def two_devices() -> tf.distribute.Strategy:
     from gentf.training.devices import make_strategy
 
     return make_strategy(2)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_left_behind():
+    """Models and graphs of a module that only refer to each other go before the next one starts."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)

@@ -255,10 +255,7 @@ class GAN(ImageModel):
         return bool(self.gradient_penalty or self.r1 or self.r2)
 
     def _discriminator_losses(self, batch: Batch) -> Losses:
-        label = batch.get("label")
-        fake = self._generated(size(batch["image"], 0), label, DISCRIMINATOR_NOISE)
-        real = self._packed(self._augmented(batch["image"], AUGMENT_REAL))
-        fake = tf.stop_gradient(self._packed(self._augmented(fake, AUGMENT_FAKE)))
+        real, fake, label = self._judged(batch)
         real_logits, fake_logits = self._logits(real, fake, label)
         loss, _ = losses.ADVERSARIAL[self.loss_name](real_logits, fake_logits)
         logs = {"real_logit": tf.reduce_mean(real_logits), "fake_logit": tf.reduce_mean(fake_logits)}
@@ -271,12 +268,15 @@ class GAN(ImageModel):
 
     def _penalty_losses(self, batch: Batch) -> Losses:
         """The penalties by themselves, for the steps between too."""
+        price, penalties = self._penalties(*self._judged(batch))
+        return {"loss": self.penalty_interval * price} | penalties
+
+    def _judged(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor | None]:
+        """What the discriminator sees of a batch: real images, fake ones, and the classes of both."""
         label = batch.get("label")
         fake = self._generated(size(batch["image"], 0), label, DISCRIMINATOR_NOISE)
         real = self._packed(self._augmented(batch["image"], AUGMENT_REAL))
-        fake = tf.stop_gradient(self._packed(self._augmented(fake, AUGMENT_FAKE)))
-        price, penalties = self._penalties(real, fake, label)
-        return {"loss": self.penalty_interval * price} | penalties
+        return real, tf.stop_gradient(self._packed(self._augmented(fake, AUGMENT_FAKE))), label
 
     def _penalties(self, real: tf.Tensor, fake: tf.Tensor, label: tf.Tensor | None) -> tuple[tf.Tensor, Losses]:
         """What the discriminator's slopes cost, and each penalty before its weight."""

@@ -17,7 +17,7 @@ from gentf.kernels.tracing import size
 from gentf.models import serving
 from gentf.models.base import Batch
 from gentf.models.objectives import OBJECTIVES, Gate, Terms, make_objective
-from gentf.models.rnn import RNN
+from gentf.models.rnn import INPUT_DROPOUT, RNN
 from gentf.models.sequence import KEYS
 from gentf.models.variational import DROPOUT, Bound, Variational, draw_latents
 from gentf.nn.posteriors import POSTERIORS
@@ -163,7 +163,7 @@ class SequenceVAE(Variational, RNN):
         if not self.vocabulary or seed is None or not self.input_dropout:
             return super()._by_time(symbols, seed)
         vectors = self._vectors(tf.transpose(symbols))
-        hidden = random.uniform(seed, (symbols.shape[1],), DROPOUT) < self.input_dropout
+        hidden = random.uniform(seed, (symbols.shape[1],), INPUT_DROPOUT) < self.input_dropout
         return tf.where(tf.transpose(hidden)[..., None], tf.zeros_like(vectors), vectors)
 
     def _first(self, rows, label):
