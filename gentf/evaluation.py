@@ -188,11 +188,13 @@ def _measure(
 
     result: dict[str, Any] = {"samples": num, "metrics": {}}
     judge: Classifier | ByChannel | None = None
+    classes = None
     if train_counts is not None and real_labels is not None:
         judge = classifier = _judge(source, held_out, progress, warn)
         value, stderr = classifier.accuracy
         result["classifier"] = {"test_accuracy": number(value), "stderr": number(stderr)}
         generated, real = classifier.predict(images), classifier.predict(real_images)
+        classes = generated.argmax(axis=1), real.argmax(axis=1)
         metrics, result["classes"] = class_metrics(
             generated, real, real_labels, asked, train_counts, source.spec.class_names, seed
         )
@@ -205,7 +207,6 @@ def _measure(
     result["metrics"] |= distance_metrics(images, real_images, train_images, seed)
     spaces = [*_extractors(source, held_out, judge, extractors, progress, warn), *brought]
     if spaces and num > 1:
-        classes = None if judge is None else lambda part: judge.predict(part).argmax(axis=1)
         found = in_features.measure(spaces, images, real_images, train_images, classes, seed, tell)
         result["metrics"] |= found["metrics"]
         result["extractors"] = found["extractors"]

@@ -41,7 +41,7 @@ def measure(
     images: np.ndarray,
     real_images: np.ndarray,
     train_images: np.ndarray,
-    classes: Callable[[np.ndarray], np.ndarray] | None,
+    classes: tuple[np.ndarray, np.ndarray] | None,
     seed: int,
     tell: Callable[[str, int, int], None],
 ) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def measure(
     Args:
         extractors: at least one.
         images: (n, H, W, C) samples; real_images: (m, H, W, C) held out; train_images: (n, H, W, C) of the train split.
-        classes: images -> (n,) classes, for pairs of one class; None where there are none.
+        classes: (n,) of the samples and (m,) of the real images, for pairs of one class; None where there are none.
         seed: of noise, subsets and pairs.
         tell: called with (label, done, total).
     Returns:
@@ -139,10 +139,11 @@ def _distances(generated: np.ndarray, real: np.ndarray, train: np.ndarray, noise
     return found
 
 
-def _similarity(images: np.ndarray, real_images: np.ndarray, classes: Any, seed: int) -> dict[str, float | None]:
+def _similarity(
+    images: np.ndarray, real_images: np.ndarray, classes: tuple[np.ndarray, np.ndarray] | None, seed: int
+) -> dict[str, float | None]:
     found: list[Estimate] = []
-    for part in (images, real_images):
-        named = None if classes is None else classes(part)
+    for part, named in zip((images, real_images), classes or (None, None)):
         if named is not None and np.bincount(named).max() < 2:
             named = None
         found.append(pair_similarity(part, named, seed=seed))

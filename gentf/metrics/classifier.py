@@ -6,6 +6,7 @@ beside the same number for held-out real images.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import warnings
@@ -194,17 +195,20 @@ class ByChannel:
 
     Args:
         classifier: of one channel.
-        test: batches of held-out images {"image", "label"}, on which `accuracy` is measured.
+        test: batches of held-out images {"image", "label"}, on which `accuracy` is measured when it is asked for.
     """
 
     def __init__(self, classifier: Classifier, test: Iterable[Batch]):
         self._classifier, self.recipe = classifier, classifier.recipe
-        batches = list(test)
-        channels = int(batches[0]["image"].shape[3])
+        self._test = list(test)
+        channels = int(self._test[0]["image"].shape[3])
         self.image_shape = (*classifier.image_shape[:2], channels)
         self.num_classes = classifier.num_classes**channels
-        hits = [self.predict(np.asarray(b["image"])).argmax(1) == np.asarray(b["label"]) for b in batches]
-        self.accuracy = share_of(np.concatenate(hits))
+
+    @functools.cached_property
+    def accuracy(self) -> Estimate:
+        hits = [self.predict(np.asarray(b["image"])).argmax(1) == np.asarray(b["label"]) for b in self._test]
+        return share_of(np.concatenate(hits))
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         """Class probabilities: (n, H, W, C) -> (n, K^C) float32, products of the channels'."""

@@ -74,7 +74,7 @@ def likelihood_gap(train: np.ndarray, held_out: np.ndarray, generated: np.ndarra
 
 
 def _log_densities(squares: np.ndarray, variances: np.ndarray, dim: int) -> np.ndarray:
-    return -0.5 * (squares / variances + dim * np.log(2.0 * np.pi * variances)).astype(np.float64)
+    return -0.5 * (squares / variances + dim * np.log(2.0 * np.pi * variances))
 
 
 def _log_mean(values: np.ndarray) -> np.ndarray:

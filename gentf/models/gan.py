@@ -326,8 +326,7 @@ class GAN(ImageModel):
 
     def _generator_losses(self, batch: Batch) -> Losses:
         label = batch.get("label")
-        rows = size(batch["image"], 0)
-        fake = self._generated(rows, label, GENERATOR_NOISE)
+        fake = self._generated(size(batch["image"], 0), label, GENERATOR_NOISE)
         fake = self._packed(self._augmented(fake, AUGMENT_GENERATED))
         if self.loss_name in losses.PAIRED:
             real = self._packed(self._augmented(batch["image"], AUGMENT_PAIRED))
@@ -335,8 +334,7 @@ class GAN(ImageModel):
         else:
             fake_logits = self.discriminator(fake, label, training=True)
             real_logits = tf.zeros_like(fake_logits)
-        loss = losses.ADVERSARIAL[self.loss_name](real_logits, fake_logits)[1]
-        return {"loss": loss}
+        return {"loss": losses.ADVERSARIAL[self.loss_name](real_logits, fake_logits)[1]}
 
     def _path_losses(self, batch: Batch) -> Losses:
         """What path lengths that differ from their mean cost, for the steps between too; moves the mean."""
