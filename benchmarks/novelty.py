@@ -19,7 +19,7 @@ import numpy as np
 def main(names: tuple[str, ...], seeds: int) -> None:
     from gentf import evaluation
     from gentf.data import load
-    from gentf.evaluation_features import COPIES, copying, novelty_metrics
+    from gentf.evaluation_features import COPIES, Novelty, copying
     from gentf.metrics.nearest import nearest_distances
 
     click.echo(f"| set | generator | called copies | {' | '.join(COPIES)} |")
@@ -45,10 +45,11 @@ def main(names: tuple[str, ...], seeds: int) -> None:
                 ),
                 "held-out images": (distances[fresh], features["real"][fresh]),
             }
+            novelty = Novelty(features["real"][beside], features["train"])
             for label, (near, points) in planted.items():
                 shuffled = generator.permutation(len(points))
                 metrics = evaluation.copy_metrics(near[shuffled], distances[beside])
-                metrics |= novelty_metrics(points[shuffled], features["real"][beside], features["train"])
+                metrics |= novelty.metrics(points[shuffled])
                 counts[label].append(copying(metrics))
         for label, found in counts.items():
             told = " | ".join(f"{sum(sign in one for one in found)} of {seeds}" for sign in COPIES)

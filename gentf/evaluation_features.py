@@ -89,26 +89,41 @@ def in_features(
     if min(len(real), len(generated)) >= 4:
         told = [two_sample(real, part, seed) for part in (generated, train, noise)]
         metrics["two_sample"] = entry(told[0], told[1].value, told[2].value)
-    return metrics | novelty_metrics(generated, real, train)
+    return metrics | Novelty(real, train).metrics(generated)
 
 
-def novelty_metrics(generated: np.ndarray, real: np.ndarray, train: np.ndarray) -> Metrics:
-    """Whether samples repeat the train split, of (n, D) features.
+class Novelty:
+    """Whether samples repeat the train split, beside what held-out images and copies score.
 
     Half of the held-out images stand for samples of a model that learned, the other half is held out; as many samples
     and copies are taken, for both numbers fall or rise with how many there are.
+
+    Args:
+        real: (m, D) features of held-out images; train: (n, D) of the train split.
     """
-    stand_in, held_out = real[::2][:MAX_GAP], real[1::2][:MAX_GAP]
-    number, fitted = len(stand_in), train[:MAX_GAP]
-    sets = generated[:number], stand_in, fitted[:number]
-    if min(len(part) for part in (*sets, held_out)) < 2:
-        return {}
-    gaps = [novelty.likelihood_gap(fitted, held_out, part) for part in sets]
-    shares = [novelty.authenticity(train, part) for part in sets]
-    return {
-        "authenticity": entry(shares[0], shares[2].value, shares[1].value),
-        "likelihood_gap": entry(gaps[0], gaps[1].value, gaps[2].value),
-    }
+
+    def __init__(self, real: np.ndarray, train: np.ndarray):
+        stand_in, self._held_out = real[::2][:MAX_GAP], real[1::2][:MAX_GAP]
+        self._number, self._train, self._fitted = len(stand_in), train, train[:MAX_GAP]
+        self._references = self._scores(stand_in), self._scores(self._fitted)
+
+    def metrics(self, generated: np.ndarray) -> Metrics:
+        """Those of (k, D) features of samples; none where any set has fewer than two points."""
+        own, (stand_in, copies) = self._scores(generated), self._references
+        return {
+            name: entry(own[name], *(part[name].value for part in order))
+            for name, order in (("authenticity", (copies, stand_in)), ("likelihood_gap", (stand_in, copies)))
+            if own and stand_in and copies
+        }
+
+    def _scores(self, points: np.ndarray) -> dict[str, Estimate]:
+        points = points[: self._number]
+        if min(len(points), len(self._held_out), len(self._fitted)) < 2:
+            return {}
+        return {
+            "authenticity": novelty.authenticity(self._train, points),
+            "likelihood_gap": novelty.likelihood_gap(self._fitted, self._held_out, points),
+        }
 
 
 def copying(metrics: Metrics) -> list[str]:

@@ -173,7 +173,16 @@ def upfirdn(x, filter, *, up=1, down=1, padding=(0, 0, 0, 0), gain=1.0, flip=Fal
 def conv2d(x, kernel, *, strides=1, padding="SAME", dilation=1):
     if not isinstance(padding, str):
         x, padding = tf.pad(x, [[0, 0], *padding, [0, 0]]), "VALID"
-    return tf.nn.conv2d(x, kernel, strides, padding, dilations=dilation)
+    dilations = (dilation, dilation) if isinstance(dilation, int) else dilation
+    for axis, apart in enumerate(dilations):  # zeros between the taps: not every processor has gradients of dilations
+        kernel = _spread(kernel, axis, apart)
+    return tf.nn.conv2d(x, kernel, strides, padding)
+
+
+def _spread(kernel, axis, apart):
+    taps = tf.split(kernel, kernel.shape[axis], axis=axis)
+    zeros = [tf.zeros_like(taps[0])] * (apart - 1)
+    return tf.concat([part for tap in taps for part in (tap, *zeros)][: len(taps) * apart - apart + 1], axis=axis)
 
 
 def conv2d_transpose(x, kernel, *, strides=1, padding="SAME", output_size=None):

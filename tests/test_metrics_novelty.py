@@ -6,7 +6,7 @@ from sklearn.datasets import load_digits
 
 from gentf.errors import UserError
 from gentf.evaluation import copy_metrics
-from gentf.evaluation_features import COPIES, copying, novelty_metrics
+from gentf.evaluation_features import COPIES, Novelty, copying
 from gentf.metrics.extractors import inception, random_weights
 from gentf.metrics.nearest import nearest_distances
 from gentf.metrics.novelty import authenticity, likelihood_gap
@@ -59,7 +59,8 @@ def verdict(samples, held_out, train, space):
 
     distances = nearest_distances(np.concatenate([samples, held_out]), blocks)
     metrics = copy_metrics(distances[: len(samples)], distances[len(samples) :])
-    metrics |= novelty_metrics(*(space.features(part).astype(np.float64) for part in (samples, held_out, train)))
+    generated, real, fitted = (space.features(part).astype(np.float64) for part in (samples, held_out, train))
+    metrics |= Novelty(real, fitted).metrics(generated)
     return copying(metrics)
 
 

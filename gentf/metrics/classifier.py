@@ -101,8 +101,11 @@ class Classifier:
         self._probabilities = tf.function(
             lambda images: tf.nn.softmax(self._head(self._features(images, training=False))),
             input_signature=[spec],
+            autograph=False,
         )
-        self._activations = tf.function(lambda images: self._features(images, training=False), input_signature=[spec])
+        self._activations = tf.function(
+            lambda images: self._features(images, training=False), input_signature=[spec], autograph=False
+        )
 
     @property
     def variables(self) -> list:
@@ -146,7 +149,7 @@ class Classifier:
         )
         optimizer = keras.optimizers.Adam(schedule)
         optimizer.build(self.variables)
-        step_function = tf.function(self._step)
+        step_function = tf.function(self._step, autograph=False)
         batches = iter(stream(batch_size, recipe.seed))
         for step in range(steps):
             batch = next(batches)

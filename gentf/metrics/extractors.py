@@ -77,7 +77,7 @@ def inception(path: str | Path) -> Extractor:
         raise UserError(f"cannot read Inception v3's weights from {path}: {reason}") from None
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def activations(images: tf.Tensor) -> tf.Tensor:
         images = tf.image.resize(images, (INCEPTION_SIZE, INCEPTION_SIZE))
         images = images[..., :3] if images.shape[3] != 1 else tf.repeat(images, 3, axis=3)

@@ -4,12 +4,15 @@ Each number means something only beside the same number of held-out data taken f
 would score) and of training data taken for samples (what one that learned by heart would).
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from gentf.metrics.estimate import Estimate, share_of, to_features
 from gentf.metrics.manifold import squared_distances
 
 ITERATIONS = 20
+HELD = 2**16  # log densities at once: half a MiB, so that an iteration reads the distances once and writes nothing
 LEAST_SPREAD = 1e-3  # of a normal, in standard deviations of the training features: a copy would have none
 
 
@@ -58,28 +61,40 @@ def likelihood_gap(train: np.ndarray, held_out: np.ndarray, generated: np.ndarra
     squares = _all_squares(train, generated)
     variances = np.maximum(np.full(len(generated), squares.min(axis=1).mean() / dim), LEAST_SPREAD**2)
     for _ in range(ITERATIONS):
-        shares = _log_densities(squares, variances, dim)
-        shares -= shares.max(axis=1, keepdims=True)
-        np.exp(shares, out=shares)
-        shares /= shares.sum(axis=1, keepdims=True)
-        weights = shares.sum(axis=0)
-        shares *= squares
-        fitted = shares.sum(axis=0) / np.maximum(dim * weights, 1e-12)
+        weights, fitted = np.zeros((2, len(generated)))
+        for part, logs, most in _log_densities(squares, variances, dim):
+            shares = np.exp((logs - most).astype(np.float32))  # in 0..1; in float64 it would be most of the time
+            per_row = 1.0 / shares.sum(axis=1, dtype=np.float64)
+            weights += per_row @ shares
+            fitted += per_row @ (shares * part)
         # a sample that no training point is near says nothing of its variance
-        variances = np.where(weights > 1e-6, np.maximum(fitted, LEAST_SPREAD**2), variances)
-    seen = _log_mean(_log_densities(squares, variances, dim))
-    unseen = _log_mean(_log_densities(_all_squares(held_out, generated), variances, dim))
+        fitted = np.maximum(fitted / np.maximum(dim * weights, 1e-12), LEAST_SPREAD**2)
+        variances = np.where(weights > 1e-6, fitted, variances)
+    seen = _log_means(squares, variances, dim)
+    unseen = _log_means(_all_squares(held_out, generated), variances, dim)
     errors = (values.std(ddof=1) / np.sqrt(len(values)) for values in (seen, unseen))
     return Estimate(float(seen.mean() - unseen.mean()), float(np.hypot(*errors)))
 
 
-def _log_densities(squares: np.ndarray, variances: np.ndarray, dim: int) -> np.ndarray:
-    return -0.5 * (squares / variances + dim * np.log(2.0 * np.pi * variances))
+def _log_densities(
+    squares: np.ndarray, variances: np.ndarray, dim: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(squared distances, log densities, the largest in each row) of as many rows as caches hold, written over."""
+    scales, offsets = -0.5 / variances, -0.5 * dim * np.log(2.0 * np.pi * variances)
+    size = max(1, HELD // squares.shape[1])
+    for start in range(0, len(squares), size):
+        part = squares[start : start + size]
+        logs = part * scales
+        logs += offsets
+        yield part, logs, logs.max(axis=1, keepdims=True)
 
 
-def _log_mean(values: np.ndarray) -> np.ndarray:
-    most = values.max(axis=1)
-    return most + np.log(np.exp(values - most[:, None]).mean(axis=1))
+def _log_means(squares: np.ndarray, variances: np.ndarray, dim: int) -> np.ndarray:
+    found = [
+        most[:, 0] + np.log(np.exp(logs - most, out=logs).mean(axis=1))
+        for _, logs, most in _log_densities(squares, variances, dim)
+    ]
+    return np.concatenate(found)
 
 
 def _all_squares(one: np.ndarray, other: np.ndarray) -> np.ndarray:

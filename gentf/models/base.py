@@ -19,8 +19,10 @@ Batch = dict[str, tf.Tensor]
 Losses = dict[str, tf.Tensor]
 
 #: Rows that are sampled together. Sums inside a matrix product may be ordered by the size of the batch; computing in
-#: blocks of one size makes a row's result the same, bit for bit, in whatever batch it is asked for.
-ROWS = 8
+#: blocks of one size makes a row's result the same, bit for bit, in whatever batch it is asked for. That must not depend
+#: on the place in the block either: matrix products take 6 rows at a time with AVX2 and 8 with AVX-512, and add up the
+#: few that are left in another order, so it is a multiple of both.
+ROWS = 24
 
 
 @dataclass(frozen=True)
@@ -345,11 +347,11 @@ def by_rows(function: Callable[..., tf.Tensor], *inputs: tf.Tensor | None) -> tf
         parts = iter([tf.ensure_shape(part, (ROWS, *whole.shape[1:])) for part, whole in zip(parts, given)])
         return function(*(None if part is None else next(parts) for part in inputs))
 
-    example = tf.function(one_block).get_concrete_function(
+    traced = tf.function(one_block, autograph=False).get_concrete_function(
         [tf.TensorSpec((ROWS, *part.shape[1:]), part.dtype) for part in given]
-    )
-    spec = tf.TensorSpec(example.output_shapes, example.output_dtypes)
-    result = tf.map_fn(one_block, [blocked(part) for part in given], fn_output_signature=spec)
+    )  # once: tracing is most of what a first call takes
+    spec = tf.TensorSpec(traced.output_shapes, traced.output_dtypes)
+    result = tf.map_fn(traced, [blocked(part) for part in given], fn_output_signature=spec)
     return tf.reshape(result, (-1, *spec.shape[1:]))[:rows]
 
 

@@ -84,7 +84,7 @@ class ImageModel(GenerativeModel):
             specs = [tf.TensorSpec((None, 2), tf.int32)]
             if labels is not None:
                 specs.append(tf.TensorSpec((None, *labels.shape[1:]), labels.dtype))
-            sampler = tf.function(lambda seed, label=None: self.sample_rows(seed, label))
+            sampler = tf.function(lambda seed, label=None: self.sample_rows(seed, label), autograph=False)
             self._sampler = sampler.get_concrete_function(*specs)
         blocks = []
         for start in range(0, num, 1024):  # bounds the memory that a large `num` takes

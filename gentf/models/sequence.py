@@ -344,7 +344,7 @@ class SequenceModel(Searches, GenerativeModel):
         codec = self._codec()
         labels = self.check_condition(condition, len(sequences))
         if self._scorer is None:
-            self._scorer = tf.function(self._score, reduce_retracing=True)
+            self._scorer = tf.function(self._score, reduce_retracing=True, autograph=False)
         found = []
         for number, sequence in enumerate(sequences):
             symbols = codec.encode(sequence)

@@ -127,13 +127,14 @@ class Steps:
             stacked = (
                 taken if isinstance(taken, tf.Tensor) else tf.nest.map_structure(lambda *parts: tf.stack(parts), *taken)
             )
-            step = tf.function(lambda item: model.update(self._batch(item)), autograph=False)
             first = tf.nest.map_structure(lambda part: tf.TensorSpec(part.shape[1:], part.dtype), stacked)
-            names = sorted(step.get_concrete_function(first).structured_outputs)
+            step = tf.function(lambda item: model.update(self._batch(item)), autograph=False)
+            step = step.get_concrete_function(first)  # traced once, and called by name in the loop
+            names = sorted(step.structured_outputs)
             rows = {name: tf.TensorArray(tf.float32, self.per_call, element_shape=(2,)) for name in names}
 
             def body(index, rows):
-                logs = model.update(self._batch(tf.nest.map_structure(lambda part: part[index], stacked)))
+                logs = step(tf.nest.map_structure(lambda part: part[index], stacked))
                 return index + 1, {name: rows[name].write(index, logs[name]) for name in names}
 
             _, rows = tf.while_loop(

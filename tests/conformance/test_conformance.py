@@ -104,7 +104,7 @@ def test_signatures_keep_the_batch_first(kit, trained):
     model = trained.model
     for name, signature in model.signatures().items():
         inputs = examples(signature, 3, model.num_classes)
-        outputs = tf.function(signature.function)(**inputs)
+        outputs = tf.function(signature.function, autograph=False)(**inputs)
         for key, value in outputs.items():
             assert value.shape[0] == 3 and value.dtype in (tf.float32, tf.string, tf.int32, tf.bool), (name, key)
 
@@ -115,7 +115,7 @@ def test_served_images_equal_the_model(kit, trained):
     model = trained.model
     seeds = tf.constant([[4, row] for row in range(5)])
     label = {"label": tf.fill((5,), -1)} if model.num_classes else {}
-    served = tf.function(model.signatures()["serving_default"].function)(seed=seeds, **label)
+    served = tf.function(model.signatures()["serving_default"].function, autograph=False)(seed=seeds, **label)
     np.testing.assert_array_equal(served[model.example], model.sample(5, seed=4))
 
 
