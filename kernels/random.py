@@ -8,6 +8,7 @@ size, on any device, compiled or not, and in an exported model.
 Reference: Salmon, Moraes, Dror & Shaw (2011), "Parallel random numbers: as easy as 1, 2, 3", section 4.2.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -26,8 +27,15 @@ def threefry(key: tuple[tf.Tensor, tf.Tensor], block: tuple[tf.Tensor, tf.Tensor
     Returns:
         A pair of uint32 tensors.
     """
-    keys = (key[0], key[1], tf.bitwise.bitwise_xor(tf.bitwise.bitwise_xor(key[0], key[1]), _word(KEY_PARITY)))
-    x0, x1 = block[0] + keys[0], block[1] + keys[1]
+    words = [tf.convert_to_tensor(word, tf.uint32) for word in (*key, *block)]
+    shape = functools.reduce(tf.broadcast_static_shape, [word.shape for word in words])
+    return tuple(tf.ensure_shape(word, shape) for word in _rounds(*words))
+
+
+@tf.function(input_signature=[tf.TensorSpec(None, tf.uint32)] * 4, autograph=False)  # 200 operations, traced once
+def _rounds(key0: tf.Tensor, key1: tf.Tensor, x0: tf.Tensor, x1: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    keys = (key0, key1, tf.bitwise.bitwise_xor(tf.bitwise.bitwise_xor(key0, key1), _word(KEY_PARITY)))
+    x0, x1 = x0 + keys[0], x1 + keys[1]
     for group in range(5):
         for distance in ROTATIONS[group % 2]:
             x0 = x0 + x1

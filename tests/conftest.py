@@ -33,5 +33,7 @@ def nothing_left_behind():
 @pytest.fixture(autouse=True)
 def own_caches(tmp_path_factory, monkeypatch):
     """Caches of classifiers and scans are made in the session's own folder, never in the user's."""
-    monkeypatch.setenv("GENTF_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # one for all processes
+    monkeypatch.setenv("GENTF_CACHE", str(base / "cache"))
     monkeypatch.setenv("TF_XLA_FLAGS", "")  # which `gentf train` sets: not for the next test

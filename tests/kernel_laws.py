@@ -33,7 +33,7 @@ def derivatives(
     specs = [tf.TensorSpec(shape, x.dtype) for shape, x in zip(shapes, inputs)]
     floating = [i for i, x in enumerate(inputs) if x.dtype.is_floating]
 
-    @tf.function(input_signature=specs, jit_compile=jit)
+    @tf.function(input_signature=specs, jit_compile=jit, autograph=False)
     def run(*arguments):
         def level(depth: int):
             if depth == 0:

@@ -182,7 +182,7 @@ def loop(end, rule, names, steps):
         tokens, last = advance(decoder, start, seeds, limit, steps, controls, rules)
         return tokens, last.lengths, last.nats, last.cost
 
-    return tf.function(function, reduce_retracing=True)
+    return tf.function(function, reduce_retracing=True, autograph=False)
 
 
 def check(end=None, rule=None, controls=None, rows=24, steps=9, limit=None):

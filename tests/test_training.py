@@ -285,10 +285,9 @@ def test_three_kills_and_a_term_leave_no_trace(tmp_path):
     assert saved and int(saved[1]) == Run(path).step
     process = command(*arguments)
     assert process.wait(timeout=120) == 0, process.communicate()
-    alone = command("train", "gan-digits", *options, "--run", tmp_path / "alone")
-    assert alone.wait(timeout=120) == 0, alone.communicate()
+    alone = train(configs.resolve("gan-digits", options), tmp_path / "alone")
     assert Run(path).step == 40 * EPOCH
-    assert_same_end(tmp_path / "alone", path)
+    assert_same_end(alone, path)
 
 
 def wait_for(condition, process, seconds: float = 120) -> None:
