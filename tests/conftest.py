@@ -5,7 +5,7 @@ import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-# Most of the suite's time is compiling: machine code that is not polished is made in half of it. `XLA_FLAGS=` undoes it.
+# Most of the suite's time is compiling: machine code that is not polished takes half of it. `XLA_FLAGS=` undoes it.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import pytest

@@ -224,7 +224,8 @@ def test_samples_are_images_before_training_too():
 
 def test_signatures_answer_as_the_model_does(trained):
     model, _ = trained
-    signatures = {name: tf.function(signature.function, autograph=False) for name, signature in model.signatures().items()}
+    served = model.signatures().items()
+    signatures = {name: tf.function(signature.function, autograph=False) for name, signature in served}
     image = model.prepare(images_of(5))["image"]
     indices = signatures["encode"](image=image)["indices"]
     np.testing.assert_array_equal(indices, model.encode(images_of(5)))

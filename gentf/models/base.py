@@ -19,9 +19,9 @@ Batch = dict[str, tf.Tensor]
 Losses = dict[str, tf.Tensor]
 
 #: Rows that are sampled together. Sums inside a matrix product may be ordered by the size of the batch; computing in
-#: blocks of one size makes a row's result the same, bit for bit, in whatever batch it is asked for. That must not depend
-#: on the place in the block either: matrix products take 6 rows at a time with AVX2 and 8 with AVX-512, and add up the
-#: few that are left in another order, so it is a multiple of both.
+#: blocks of one size makes a row's result the same, bit for bit, in whatever batch it is asked for. Nor must its place
+#: in the block matter: matrix products take 6 rows at a time with AVX2 and 8 with AVX-512, and add up the few that are
+#: left in another order, so the size is a multiple of both.
 ROWS = 24
 
 
