@@ -110,10 +110,12 @@ class Novelty:
     def metrics(self, generated: np.ndarray) -> Metrics:
         """Those of (k, D) features of samples; none where any set has fewer than two points."""
         own, (stand_in, copies) = self._scores(generated), self._references
+        if not (own and stand_in and copies):
+            return {}
+        name, gap = "authenticity", "likelihood_gap"
         return {
-            name: entry(own[name], *(part[name].value for part in order))
-            for name, order in (("authenticity", (copies, stand_in)), ("likelihood_gap", (stand_in, copies)))
-            if own and stand_in and copies
+            name: entry(own[name], copies[name].value, stand_in[name].value),
+            gap: entry(own[gap], stand_in[gap].value, copies[gap].value),
         }
 
     def _scores(self, points: np.ndarray) -> dict[str, Estimate]:

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from gentf.kernels.tracing import under_xla, widened
-from gentf.kernels.upfirdn import Pair, pair, upfirdn
+from gentf.kernels.upfirdn import Pair, dilated, pair, upfirdn
 
 NARROW = 4  # channels up to which a side counts as narrow, and NARROW_BLOCKS of a strided convolution's input
 NARROW_BLOCKS = 8
@@ -80,8 +80,7 @@ def conv2d(
     if max(strides) > 1 and max(dilation) > 1:
         raise ValueError(f"`dilation` must be 1 with strides. Received: dilation={dilation}, strides={strides}")
     name, pads = _named(padding)
-    x = tf.pad(x, [[0, 0], *pads, [0, 0]]) if pads else x
-    kernel = _spread(kernel, dilation)
+    x, kernel = tf.pad(x, [[0, 0], *pads, [0, 0]]) if pads else x, dilated(kernel, dilation)
     if _static(x, kernel):
         g = Geometry(tuple(x.shape[1:3]), tuple(kernel.shape[:2]), tuple(kernel.shape[2:]), strides, name)
         if g.kernel == strides == (1, 1):
@@ -89,17 +88,6 @@ def conv2d(
         if min(g.out) > 0 and _has_narrow_side(g):
             return _forward(x, kernel, g)
     return tf.nn.conv2d(x, kernel, strides, name)
-
-
-def _spread(kernel: tf.Tensor, dilation: Pair) -> tf.Tensor:
-    """Taps apart by zeros: TensorFlow has no gradient of dilations on processors without oneDNN's instructions."""
-    if max(dilation) == 1:
-        return kernel
-    (height, width), ends = kernel.shape[:2], kernel.shape[2:]
-    kernel = tf.reshape(kernel, (height, 1, width, 1, *ends))
-    kernel = tf.pad(kernel, [[0, 0], [0, dilation[0] - 1], [0, 0], [0, dilation[1] - 1], [0, 0], [0, 0]])
-    kernel = tf.reshape(kernel, (height * dilation[0], width * dilation[1], *ends))
-    return kernel[: kernel.shape[0] - dilation[0] + 1, : kernel.shape[1] - dilation[1] + 1]
 
 
 def conv2d_transpose(

@@ -92,6 +92,19 @@ def downsample2d(x: tf.Tensor, filter: Taps = (1, 3, 3, 1), factor: int = 2) -> 
     return upfirdn(x, taps, down=factor, padding=pads)
 
 
+def dilated(kernel: tf.Tensor, dilation: Pair) -> tf.Tensor:
+    """A kernel (K_h, K_w, C_in, C_out) with zeros between its taps, of size (K - 1) * dilation + 1.
+
+    Convolved plainly it is a dilated convolution, of which TensorFlow has no gradient on processors without oneDNN.
+    """
+    if max(dilation) == 1:
+        return kernel
+    (height, width), ends = kernel.shape[:2], kernel.shape[2:]
+    taps = tf.reshape(kernel, (1, height, width, ends[0] * ends[1]))
+    taps = upfirdn(taps, [[1.0]], up=dilation, padding=(0, 1 - dilation[0], 0, 1 - dilation[1]))
+    return tf.reshape(taps, (*taps.shape[1:3], *ends))
+
+
 def _resample(x: tf.Tensor, taps: np.ndarray, up: Pair, down: Pair, padding: tuple[int, ...]) -> tf.Tensor:
     """`upfirdn` by correlation with `taps` (K_h, K_w) in one pass."""
     sizes, pads = x.shape[1:3], (padding[:2], padding[2:])
