@@ -90,6 +90,22 @@ def to_features(points: np.ndarray, name: str) -> np.ndarray:
     return points.astype(np.float64)
 
 
+def to_one_space(**sets: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Several sets of points of one feature space, as `to_features` gives each.
+
+    Args:
+        sets: name -> (n, D) float.
+    Raises:
+        ValueError: as of `to_features`, or another D than the first set's.
+    """
+    points = [to_features(part, name) for name, part in sets.items()]
+    first, width = next(iter(sets)), points[0].shape[1]
+    for name, part in zip(sets, points):
+        if part.shape[1] != width:
+            raise ValueError(f"`{name}` must have {width} features, as `{first}` has. Received: {part.shape[1]}")
+    return tuple(points)
+
+
 def to_signed(images: np.ndarray, name: str = "images") -> np.ndarray:
     """Images as float32 in [-1, 1].
 

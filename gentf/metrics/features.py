@@ -5,7 +5,7 @@ A distance in features means what its extractor means: state which, and how many
 
 import numpy as np
 
-from gentf.metrics.estimate import Estimate, jackknife, jackknife_error, to_features
+from gentf.metrics.estimate import Estimate, jackknife, jackknife_error, to_features, to_one_space
 
 SUBSETS = 100
 SUBSET_SIZE = 1000
@@ -22,7 +22,7 @@ def frechet(one: np.ndarray, other: np.ndarray) -> Estimate:
         the distance, >= 0, with a jackknife standard error of other points being drawn.
     References: Dowson & Landau (1982); Heusel et al. (2017), "GANs trained by a two time-scale update rule", section 2.
     """
-    one, other = _pair(one, other)
+    one, other = to_one_space(one=one, other=other)
 
     def distance(a: tuple[np.ndarray, np.ndarray], b: tuple[np.ndarray, np.ndarray]) -> float:
         root = _root(a[1])
@@ -48,7 +48,7 @@ def kid(one: np.ndarray, other: np.ndarray, seed: int = 0) -> Estimate:
         the distance; the error is the spread of subsets over the root of how many disjoint ones there could be.
     Reference: Bińkowski et al. (2018), "Demystifying MMD GANs", section 4.
     """
-    one, other = _pair(one, other)
+    one, other = to_one_space(one=one, other=other)
     generator = np.random.default_rng(seed)
     size = min(SUBSET_SIZE, len(one), len(other))
     values = np.empty(SUBSETS)
@@ -103,10 +103,3 @@ def _discrepancy(a: np.ndarray, b: np.ndarray) -> float:
 
     own = sum((np.sum(k) - np.trace(k)) / (n * (n - 1)) for k in (kernel(a, a), kernel(b, b)))
     return float(own - 2.0 * kernel(a, b).mean())
-
-
-def _pair(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    one, other = to_features(one, "one"), to_features(other, "other")
-    if one.shape[1] != other.shape[1]:
-        raise ValueError(f"`other` must have {one.shape[1]} features. Received: {other.shape[1]}")
-    return one, other

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gentf.metrics.estimate import Estimate, mean_of, share_of, to_features
+from gentf.metrics.estimate import Estimate, mean_of, share_of, to_one_space
 
 BLOCK = 1000  # rows whose distances to all others are held at once
 
@@ -31,9 +31,7 @@ def prdc(real: np.ndarray, generated: np.ndarray, k: int = 5) -> dict[str, Estim
         "coverage": share of real points in whose ball a generated one lies. Their errors are those of other points
         being asked, the balls as given.
     """
-    real, generated = to_features(real, "real"), to_features(generated, "generated")
-    if real.shape[1] != generated.shape[1]:
-        raise ValueError(f"`generated` must have {real.shape[1]} features. Received: {generated.shape[1]}")
+    real, generated = to_one_space(real=real, generated=generated)
     if not 1 <= k < min(len(real), len(generated)):
         raise ValueError(f"`k` must be from 1 and below both sets' sizes. Received: k={k}")
     centre = real.mean(axis=0)  # what is common to all points would only cost digits

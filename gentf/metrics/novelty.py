@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from gentf.metrics.estimate import Estimate, share_of, to_features
+from gentf.metrics.estimate import Estimate, share_of, to_one_space
 from gentf.metrics.manifold import squared_distances
 
 ITERATIONS = 20
@@ -25,7 +25,7 @@ def authenticity(train: np.ndarray, generated: np.ndarray) -> Estimate:
         about 1/2 for data like the training set, 0 for copies of it.
     Reference: Alaa et al. (2022), "How faithful is your synthetic data?", section 3.3.
     """
-    train, generated = _of_one_space(train, generated)
+    train, generated = to_one_space(train=train, generated=generated)
     nearest, distances = np.empty(len(generated), np.int64), np.empty(len(generated))
     for rows, squares in squared_distances(generated, train):
         nearest[rows] = squares.argmin(axis=1)
@@ -52,8 +52,7 @@ def likelihood_gap(train: np.ndarray, held_out: np.ndarray, generated: np.ndarra
     Reference: Jiralerspong et al. (2023), "Feature likelihood divergence", section 3, whose bandwidths are found by
     gradient descent; here by expectation-maximization.
     """
-    train, generated = _of_one_space(train, generated)
-    train, held_out = _of_one_space(train, held_out)
+    train, held_out, generated = to_one_space(train=train, held_out=held_out, generated=generated)
     mean, scale = train.mean(axis=0), train.std(axis=0)
     scale = np.where(scale > 1e-9, scale, 1.0)  # a feature that is always off tells nothing
     train, held_out, generated = ((points - mean) / scale for points in (train, held_out, generated))
@@ -102,10 +101,3 @@ def _all_squares(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     for rows, squares in squared_distances(one, other):
         found[rows] = squares
     return found
-
-
-def _of_one_space(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    one, other = to_features(one, "train"), to_features(other, "points")
-    if one.shape[1] != other.shape[1]:
-        raise ValueError(f"`points` must have the {one.shape[1]} features of `train`. Received: {other.shape[1]}")
-    return one, other

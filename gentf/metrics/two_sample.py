@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from gentf.metrics.estimate import Estimate, share_of, to_features
+from gentf.metrics.estimate import Estimate, share_of, to_one_space
 
 
 def two_sample(real: np.ndarray, generated: np.ndarray, seed: int = 0) -> Estimate:
@@ -17,13 +17,10 @@ def two_sample(real: np.ndarray, generated: np.ndarray, seed: int = 0) -> Estima
     """
     from sklearn.linear_model import LogisticRegression  # a third of a second to import
 
-    real, generated = to_features(real, "real"), to_features(generated, "generated")
+    real, generated = to_one_space(real=real, generated=generated)
     number = min(len(real), len(generated))
-    if real.shape[1] != generated.shape[1] or number < 4:
-        raise ValueError(
-            "`real` and `generated` must be at least 4 points of one space each. "
-            f"Received: {real.shape} and {generated.shape}"
-        )
+    if number < 4:
+        raise ValueError(f"`real` and `generated` must be at least 4 points each. Received: {number}")
     generator = np.random.default_rng(seed)
     points = np.concatenate([part[generator.permutation(len(part))[:number]] for part in (real, generated)])
     labels = np.repeat([0, 1], number)
