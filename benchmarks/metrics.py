@@ -1,12 +1,14 @@
 """Precision, recall, density, coverage beside the package `prdc`: `python benchmarks/metrics.py [POINTS] [FEATURES]`.
 
 Each runs in a process of its own, in turns, on two sets drawn from N(0, I): values, seconds, and the peak of memory
-beyond what the process had before.
+beyond what the process had before. With a third argument, DRAWS, ours alone: how the values differ from draw to draw.
 """
 
 import json
 import subprocess
 import sys
+
+import numpy as np
 
 ROUNDS = 3
 RUN = """
@@ -31,7 +33,9 @@ print(json.dumps({"seconds": seconds, "mib": peak / 1024} | {name: float(value) 
 """
 
 
-def main(points: int = 10_000, features: int = 1000) -> None:
+def main(points: int = 10_000, features: int = 1000, draws: int = 0) -> None:
+    if draws:
+        return spread(points, features, draws)
     found: dict[str, list[dict[str, float]]] = {"gentf": [], "prdc": []}
     for _ in range(ROUNDS):
         for contender, rows in found.items():
@@ -47,6 +51,20 @@ def main(points: int = 10_000, features: int = 1000) -> None:
     ours, theirs = (found[name][0] for name in found)
     apart = max(abs(ours[name] - theirs[name]) for name in ("precision", "recall", "density", "coverage"))
     print(f"largest difference {apart:.2g}")
+
+
+def spread(points: int, features: int, draws: int) -> None:
+    from gentf.metrics.manifold import prdc
+
+    found: dict[str, list[float]] = {}
+    for seed in range(draws):
+        generator = np.random.default_rng(seed)
+        real, generated = (generator.standard_normal((points, features)) for _ in range(2))
+        for name, estimate in prdc(real, generated, 5).items():
+            found.setdefault(name, []).append(estimate.value)
+    for name, values in found.items():
+        told = f"{np.mean(values):.4g}, deviation of one draw {np.std(values, ddof=1):.2g}"
+        print(f"{name} {told}, from {min(values):.4g} to {max(values):.4g}")
 
 
 if __name__ == "__main__":

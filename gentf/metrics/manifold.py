@@ -19,8 +19,9 @@ BLOCK = 1000  # rows whose distances to all others are held at once
 def prdc(real: np.ndarray, generated: np.ndarray, k: int = 5) -> dict[str, Estimate]:
     """Fidelity and variety of generated points beside real ones.
 
-    Two sets of 10,000 from N(0, I) in 1,000 dimensions score about 0.477, 0.471, 1.056 and 0.974: what is the best that
-    a model can reach depends on the space, so measure held-out data beside it.
+    Two sets of 10,000 from N(0, I) in 1,000 dimensions score 0.476, 0.478, 0.994, 0.967 in the mean of ten draws; one
+    draw's density differs from the mean by 0.055, for the few points nearest to the middle lie in most of the balls.
+    What is the best that a model can reach depends on the space, so measure held-out data beside it.
 
     Args:
         real: (n, D) features; generated: (m, D) of the same space.
