@@ -39,6 +39,7 @@ Progress = Callable[[str, int, int], None]
 SPLITS = ("validation", "test")
 MAX_NUMBERS = 2**27  # pixels times channels of all samples: 512 MiB as float32
 MAX_REAL = 10_000  # held-out images measured
+MAX_NEAREST = 10_000  # samples whose nearest training image is looked for, which costs the most of all
 BATCH = 1000
 SPRITE = (sprites.SIZE, sprites.SIZE, 1)
 
@@ -202,7 +203,7 @@ def _measure(
         if asked is not None and extractors:
             used = _train_on_samples(model, source, classifier, held_out, train_counts, most, seed, progress)
             result["metrics"]["train_on_samples"] = entry(used, 1 / source.spec.num_classes, value)
-    of_samples, of_real = _nearest(source, images, real_images, tell)
+    of_samples, of_real = _nearest(source, images[evenly(num, MAX_NEAREST)], real_images, tell)
     result["metrics"] |= copy_metrics(of_samples, of_real)
     result["metrics"] |= distance_metrics(images, real_images, train_images, seed)
     spaces = [*_extractors(source, held_out, judge, extractors, progress, warn), *brought]
@@ -315,6 +316,12 @@ def copy_metrics(of_samples: np.ndarray, of_real: np.ndarray) -> Metrics:
         "nearest_train_distance": entry(mean_of(of_samples), 0.0, float(of_real.mean())),
         "near_copies": entry(near_copies(of_samples, of_real), real_share, 1.0),
     }
+
+
+def evenly(total: int, most: int) -> np.ndarray:
+    """Up to `most` different rows of `total`, spread over all: samples lie class by class."""
+    taken = min(total, most)
+    return np.arange(taken) * total // taken
 
 
 def _nearest(source: DataSource, images, real_images, tell) -> list[np.ndarray]:

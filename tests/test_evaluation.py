@@ -214,6 +214,19 @@ def test_samples_are_bounded_by_memory(measure, monkeypatch):
     assert measure(noise)["samples"] == 50
 
 
+def test_nearest_images_are_looked_for_from_first_to_last_sample(measure, digits, monkeypatch):
+    monkeypatch.setattr(evaluation, "MAX_NEAREST", 50)
+    train = digits.train.arrays()[0]
+
+    def half_copies(num, condition, random):
+        return np.concatenate([train[: num // 2], noise(num - num // 2, condition, random)])
+
+    result = measure(half_copies, samples=230)
+    assert result["samples"] == 230 and result["metrics"]["near_copies"]["value"] == 0.5
+    assert np.isclose(result["metrics"]["near_copies"]["stderr"], 0.5 / np.sqrt(50), rtol=0.05)
+    assert evaluation.evenly(3, 50).tolist() == [0, 1, 2]
+
+
 def test_progress_names_its_parts(measure):
     told = []
     measure(noise, samples=50, progress=lambda *args: told.append(args))

@@ -38,3 +38,12 @@ def trained(kit, batches) -> Trained:
     half_way = {name: np.array(value) for name, value in checkpoint.arrays(model).items()}
     parts += [steps.run([batch]) for batch in batches[3:]]
     return Trained(model, losses_of(parts), half_way)
+
+
+@pytest.fixture(scope="module")
+def served(trained) -> dict[str, tf.types.experimental.ConcreteFunction]:
+    """What the trained model's export would answer by name, for any number of rows."""
+    return {
+        name: tf.function(signature.function, autograph=False).get_concrete_function(**signature.inputs)
+        for name, signature in trained.model.signatures().items()
+    }
