@@ -54,13 +54,16 @@ def main(
                 if str(seed) not in told.get(label, {}):
                     future = threads.submit(alone, shares, preset, overrides, seed, samples, folder)
                     asked[future] = label, seed
-        for future in as_completed(asked):
-            label, seed = asked[future]
-            values = future.result()
-            told.setdefault(label, {})[str(seed)] = about | {"values": values}
-            atomic_write(results, json.dumps(told, indent=1))
-            shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-            click.echo(f"{label}, seed {seed}: {shown}", err=True)
+        try:
+            for future in as_completed(asked):
+                label, seed = asked[future]
+                values = future.result()
+                told.setdefault(label, {})[str(seed)] = about | {"values": values}
+                atomic_write(results, json.dumps(told, indent=1))
+                shown = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+                click.echo(f"{label}, seed {seed}: {shown}", err=True)
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)  # after a failure nothing more begins
     rows = {label: [told[label][str(seed)]["values"] for seed in range(seeds)] for label in labels.values()}
     click.echo("\n".join(table(rows, columns.split(",") if columns else None)))
 

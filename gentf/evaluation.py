@@ -319,7 +319,7 @@ def copy_metrics(of_samples: np.ndarray, of_real: np.ndarray) -> Metrics:
 
 
 def evenly(total: int, most: int) -> np.ndarray:
-    """Up to `most` different rows of `total`, spread over all: samples lie class by class."""
+    """Up to `most` different rows of `total`, spread over all, in whatever order those are."""
     taken = min(total, most)
     return np.arange(taken) * total // taken
 

@@ -89,7 +89,7 @@ def test_two_samples_are_told_apart_where_they_differ():
     assert abs(found.value - 0.5) < 4 * found.stderr
     assert two_sample(one, moved + 1.0).value > 0.75
     assert two_sample(one, 2.0 * wider[:900]).value > 0.75
-    with pytest.raises(ValueError, match="at least 4 points"):
+    with pytest.raises(ValueError, match="at least 4 points of one space"):
         two_sample(one[:3], same)
 
 

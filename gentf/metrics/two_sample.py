@@ -20,7 +20,10 @@ def two_sample(real: np.ndarray, generated: np.ndarray, seed: int = 0) -> Estima
     real, generated = to_one_space(real=real, generated=generated)
     number = min(len(real), len(generated))
     if number < 4:
-        raise ValueError(f"`real` and `generated` must be at least 4 points each. Received: {number}")
+        raise ValueError(
+            "`real` and `generated` must be at least 4 points of one space each. "
+            f"Received: {real.shape} and {generated.shape}"
+        )
     generator = np.random.default_rng(seed)
     points = np.concatenate([part[generator.permutation(len(part))[:number]] for part in (real, generated)])
     labels = np.repeat([0, 1], number)
