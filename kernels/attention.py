@@ -1,10 +1,11 @@
 """Attention: exact in blocks, whose memory grows with the length and not with its square; one token over a cache.
 
-`attention` never holds the (T, S) scores of a long sequence. It goes over blocks of keys with a running maximum and sum
-(Milakov & Gimelshein, 2018, "Online normalizer calculation for softmax", algorithm 3), and its backward pass computes
-each block of probabilities again from the stored log-sum-exp (Dao et al., 2022, "FlashAttention", algorithms 2 and 4;
-Dao, 2023, "FlashAttention-2", for the order of the loops; Rabe & Staats, 2021, for the memory bound). A sequence that
-fits one block takes the short way: two batched matrix products around a softmax, whose probabilities are kept.
+`attention` never holds the (T, S) scores of a long sequence. It takes the softmax of one block of keys after the other,
+and joins the outputs in the proportion of their log-sum-exps (the online softmax of Milakov & Gimelshein, 2018, with
+parts that are normalized: one fused operation on a CPU, quicker there than the bare exponential). Its backward pass
+computes each block of probabilities again from the stored log-sum-exp (Dao et al., 2022, "FlashAttention", algorithms 2
+and 4; Dao, 2023, "FlashAttention-2", for the order of the loops; Rabe & Staats, 2021, for the memory bound). A sequence
+that fits one block takes the short way: two batched matrix products around a softmax, whose probabilities are kept.
 
 Heads of queries that share a head of keys (grouped queries, Ainslie et al., 2023) are laid under one another as rows of
 one matrix, so that keys and values are never repeated.
@@ -21,7 +22,7 @@ from gentf.kernels.tracing import size as _size
 Cache = tuple[tf.Tensor, tf.Tensor]
 
 HIDDEN = -1e30  # added to the score of a hidden key
-FLOOR = -1e20  # least running maximum: exp(HIDDEN - FLOOR) is 0, so a row that sees no key sums to 0
+FLOOR = -1e20  # log-sum-exp before any key: exp(HIDDEN - FLOOR) is 0, so hidden keys add nothing
 
 
 def attention(
@@ -269,18 +270,20 @@ def _blocked(query, key, value, visible, first, last, block):
         def visit(i, outs, sums):
             q_i = q[i]
 
-            def step(masked, j, acc, top, total):
+            def step(masked, j, acc, log_sum):
                 s = score(q_i, k[j], i, j, masked, False)
-                new_top = tf.maximum(top, tf.reduce_max(s, axis=-1, keepdims=True))
-                p, shrink = tf.exp(s - new_top), tf.exp(top - new_top)
-                total = total * shrink + tf.reduce_sum(p, axis=-1, keepdims=True)
-                return acc * shrink + tf.matmul(p, v[j]), new_top, total
+                p = tf.nn.softmax(s)
+                # the largest probability is exp(the largest score - the log-sum-exp), and at least 1 / columns
+                here = tf.reduce_max(s, -1, keepdims=True) - tf.math.log(tf.reduce_max(p, -1, keepdims=True))
+                top = tf.maximum(log_sum, here)
+                new = top + tf.math.log(tf.exp(log_sum - top) + tf.exp(here - top))
+                return acc * tf.exp(log_sum - new) + tf.matmul(p, v[j]) * tf.exp(here - new), new
 
             zero = tf.zeros_like(q_i[..., :1])
-            state = (tf.repeat(zero, out_width, axis=-1), zero + FLOOR, zero)
-            acc, top, total = _over(i, rows, columns, column_blocks, offset, first, last, step, state)
-            log_sum = tf.where(total > 0.0, top + tf.math.log(total), -HIDDEN)  # which makes exp(s - log_sum) 0
-            return i + 1, outs.write(i, tf.math.divide_no_nan(acc, total)), sums.write(i, log_sum)
+            state = (tf.repeat(zero, out_width, axis=-1), zero + FLOOR)
+            out, log_sum = _over(i, rows, columns, column_blocks, offset, first, last, step, state)
+            # where no key was seen, exp(s - log_sum) is to be 0
+            return i + 1, outs.write(i, out), sums.write(i, tf.where(log_sum > FLOOR, log_sum, -HIDDEN))
 
         zero = tf.zeros_like(q[..., :1])
         outs, sums = _array(tf.repeat(zero, out_width, axis=-1)), _array(zero)
