@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import queue
 import subprocess
+import threading
 import time
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -72,10 +73,17 @@ def alone(shares: queue.SimpleQueue, *arguments) -> dict[str, float]:
     """`one(*arguments)` in a process of its own, on a share of the cores that no other has."""
     share, context = shares.get(), multiprocessing.get_context("spawn")
     try:
-        with ProcessPoolExecutor(1, context, os.sched_setaffinity, (0, share)) as process:
+        with ProcessPoolExecutor(1, context, begin, (share,)) as process:
             return process.submit(one, *arguments).result()
     finally:
         shares.put(share)
+
+
+def begin(share: list[int]) -> None:
+    """Keeps a process to its share of the cores, and ends it with the one that began it."""
+    os.sched_setaffinity(0, share)
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def one(preset: str, overrides: list[str], seed: int, samples: int, folder: Path) -> dict[str, float]:
