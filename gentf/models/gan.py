@@ -344,7 +344,9 @@ class GAN(ImageModel):
         styles = self.generator.styles(self._noise(half, PATH_NOISE), asked, training=True)
         noise = random.normal(self.row_seeds(half, PATH_IMAGE), self.image_shape)
         lengths = losses.path_lengths(self.generator.synthesize, styles, noise)
-        mean = self.mean_path.value + 0.01 * (tf.reduce_mean(tf.stop_gradient(lengths)) - self.mean_path.value)
+        now, before = tf.reduce_mean(tf.stop_gradient(lengths)), self.mean_path.value
+        # from 0 up, it would draw all lengths towards 0 first, and the images towards a single one
+        mean = tf.where(before > 0.0, before + 0.01 * (now - before), now)
         self.mean_path.assign(mean)
         price = self.path_length * tf.reduce_mean(tf.square(lengths - mean))
         return {"loss": self.path_interval * price, "mean_path": mean}

@@ -55,10 +55,13 @@ class Generator(Network):
         super().__init__(image_shape, **kwargs)
         self.latent_dim = latent_dim
 
-    def conditioned(self, z: tf.Tensor, label: tf.Tensor | None) -> tf.Tensor:
-        """The class joins the noise as a one-hot vector. Reference: Mirza & Osindero (2014), figure 1."""
+    def conditioned(self, z: tf.Tensor, label: tf.Tensor | None, length: float = 1.0) -> tf.Tensor:
+        """The class joins the noise, as a vector of one number that is `length` and zeros.
+
+        Reference: Mirza & Osindero (2014), figure 1.
+        """
         z = tf.cast(z, self.compute_dtype)
-        return z if label is None else tf.concat([z, self.one_hot(label)], axis=1)
+        return z if label is None else tf.concat([z, length * self.one_hot(label)], axis=1)
 
     def input_dim(self) -> int:
         return self.latent_dim + self.num_classes

@@ -108,7 +108,8 @@ class StyleGAN2Generator(Generator):
         """(B, latent_dim) noise -> (B, latent_dim) styles."""
         z = tf.cast(z, self.compute_dtype)
         z *= tf.math.rsqrt(tf.reduce_mean(tf.square(z), axis=1, keepdims=True) + 1e-8)
-        w = self.conditioned(z, label)
+        w = self.conditioned(z, label, math.sqrt(self.latent_dim))  # as long as the noise: its layers learn slowly
+        w = w if label is None else w * math.sqrt(0.5)
         for layer in self.mapping:
             w = bias_act(layer(w), activation="lrelu")
         if training:
