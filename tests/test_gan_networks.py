@@ -208,8 +208,17 @@ def test_path_lengths_compiled_and_not_agree_and_their_mean_moves():
         for name, value in plain.items():
             np.testing.assert_allclose(compiled[name], value, rtol=2e-3, atol=1e-5, err_msg=name)
     assert [logs["path_loss"][1] for logs in found[0]] == [0.0, 1.0, 0.0, 1.0]
-    assert float(made[0].mean_path) > 0
+    means = [logs["mean_path"][0] for logs in found[0]]
+    assert means[1] > 0.8 * means[3] > 0  # not a hundredth of the way up from 0
     np.testing.assert_allclose(made[0].mean_path, made[1].mean_path, rtol=1e-3)
+
+
+def test_a_class_moves_a_style_as_far_as_the_noise_does():
+    made = model("stylegan2", shape=(12, 9, 1), latent_dim=64, num_classes=4).generator
+    labels = np.arange(64) % 4
+    by_noise = np.std(made.styles(normal(64, 64), np.zeros(64, np.int64)), axis=0).mean()
+    by_class = np.std(made.styles(tf.repeat(normal(1, 64), 64, axis=0), labels), axis=0).mean()
+    assert 0.5 < by_class / by_noise < 1.5
 
 
 def test_styles_mix_from_the_layer_that_is_drawn():
