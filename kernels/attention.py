@@ -1,11 +1,7 @@
 """Attention: exact in blocks, whose memory grows with the length and not with its square; one token over a cache.
 
-`attention` never holds the (T, S) scores of a long sequence. It takes the softmax of one block of keys after the other,
-and joins the outputs in the proportion of their log-sum-exps (the online softmax of Milakov & Gimelshein, 2018, with
-parts that are normalized: one fused operation on a CPU, quicker there than the bare exponential). Its backward pass
-computes each block of probabilities again from the stored log-sum-exp (Dao et al., 2022, "FlashAttention", algorithms 2
-and 4; Dao, 2023, "FlashAttention-2", for the order of the loops; Rabe & Staats, 2021, for the memory bound). A sequence
-that fits one block takes the short way: two batched matrix products around a softmax, whose probabilities are kept.
+A sequence that fits one block takes the short way: two batched matrix products around a softmax, whose probabilities
+are kept. Longer ones go block by block (kernels/blockwise.py).
 
 Heads of queries that share a head of keys (grouped queries, Ainslie et al., 2023) are laid under one another as rows of
 one matrix, so that keys and values are never repeated.
@@ -16,13 +12,12 @@ from typing import Any
 
 import tensorflow as tf
 
+from gentf.kernels.blockwise import HIDDEN, hidden_places, sizes_of
+from gentf.kernels.blockwise import attention as _blocked
 from gentf.kernels.tracing import Size
 from gentf.kernels.tracing import size as _size
 
 Cache = tuple[tf.Tensor, tf.Tensor]
-
-HIDDEN = -1e30  # added to the score of a hidden key
-FLOOR = -1e20  # log-sum-exp before any key: exp(HIDDEN - FLOOR) is 0, so hidden keys add nothing
 
 
 def attention(
@@ -47,7 +42,8 @@ def attention(
     gives zeros, and no gradient. Everything is computed in float32.
 
     Stored for the backward pass: inputs, output and the log-sum-exp of each query, O(B H (T + S) D); a working block is
-    (B, H, block, block). When T and S are static and at most `block`: the probabilities, (B, H, T, S).
+    (2 heads, block, block), two at a time, and (B, H, block, block) on a GPU. When T and S are static and at most
+    `block`: the probabilities, (B, H, T, S).
 
     Args:
         query: (B, T, H, D) float. B, T and S may be dynamic.
@@ -190,10 +186,10 @@ def attention_step(
 
 def _direct(query, key, value, visible, first, last, block):
     """Attention with its scores in memory. `first`, `last`: the keys seen, counted from a query's own place."""
-    batch, (length, heads, _), (size, groups, _) = _size(query, 0), _tail(query), _tail(key)
+    batch, (length, heads, _), (size, groups, _) = _size(query, 0), sizes_of(query), sizes_of(key)
     bias: Any = None
     if last is not None:
-        bias = _hidden(tf.range(length) + size - length, tf.range(size), first, last)[None, None, None]
+        bias = hidden_places(tf.range(length) + size - length, tf.range(size), first, last)[None, None, None]
     if visible is not None:
         keys = tf.where(visible, 0.0, HIDDEN)[:, None, None, None, :]
         bias = keys if bias is None else bias + keys
@@ -230,179 +226,7 @@ def _direct(query, key, value, visible, first, last, block):
     return run(query, key, value)
 
 
-# --- many blocks
-
-
-def _blocked(query, key, value, visible, first, last, block):
-    """Attention block by block. Arguments as of `_direct`."""
-    (length, heads, width), (size, groups, out_width) = _tail(query), _tail(value)
-    rows, columns = _minimum(block, length), _minimum(block, size)
-    row_blocks, column_blocks = -(-length // rows), -(-size // columns)
-    offset = size - length
-    if visible is None and last is None and not (isinstance(size, int) and size % columns == 0):
-        visible = tf.ones((_size(key, 0), size), tf.bool)  # so that the keys that fill up the last block are hidden
-
-    def prepare(query, key):
-        if visible is None:
-            return query, key
-        # a column of ones against a column of hidings: the product masks, at no pass over the scores
-        hiding = tf.where(visible, 0.0, HIDDEN)[:, :, None, None] + tf.zeros_like(key[..., :1])
-        hiding = tf.pad(hiding, [[0, 0], [0, column_blocks * columns - size], [0, 0], [0, 0]], constant_values=HIDDEN)
-        key = _pad(key, column_blocks * columns)
-        return tf.concat([query, tf.ones_like(query[..., :1])], -1), tf.concat([key, hiding], -1)
-
-    def score(a, b, i, j, masked, of_keys):
-        """Scores of a block, rows of `a` against rows of `b`; `of_keys` where `a` holds keys."""
-        s = tf.matmul(a, b, transpose_b=True)
-        if not masked:
-            return s
-        share, shape = heads // groups, tf.shape(s)
-        hidden = _hidden(i * rows + offset + tf.range(rows), j * columns + tf.range(columns), first, last)
-        if of_keys:  # (B, G, columns, H/G * rows)
-            s, hidden = tf.reshape(s, (_size(s, 0), groups, columns, share, rows)), tf.transpose(hidden)[:, None]
-        else:  # (B, G, H/G * rows, columns)
-            s = tf.reshape(s, (_size(s, 0), groups, share, rows, columns))
-        return tf.reshape(s + hidden, shape)
-
-    def forward(q, k, v):
-        """Output and log-sum-exp of every row, as blocks."""
-
-        def visit(i, outs, sums):
-            q_i = q[i]
-
-            def step(masked, j, acc, log_sum):
-                s = score(q_i, k[j], i, j, masked, False)
-                p = tf.nn.softmax(s)
-                # the largest probability is exp(the largest score - the log-sum-exp), and at least 1 / columns
-                here = tf.reduce_max(s, -1, keepdims=True) - tf.math.log(tf.reduce_max(p, -1, keepdims=True))
-                top = tf.maximum(log_sum, here)
-                new = top + tf.math.log(tf.exp(log_sum - top) + tf.exp(here - top))
-                return acc * tf.exp(log_sum - new) + tf.matmul(p, v[j]) * tf.exp(here - new), new
-
-            zero = tf.zeros_like(q_i[..., :1])
-            state = (tf.repeat(zero, out_width, axis=-1), zero + FLOOR)
-            out, log_sum = _over(i, rows, columns, column_blocks, offset, first, last, step, state)
-            # where no key was seen, exp(s - log_sum) is to be 0
-            return i + 1, outs.write(i, out), sums.write(i, tf.where(log_sum > FLOOR, log_sum, -HIDDEN))
-
-        zero = tf.zeros_like(q[..., :1])
-        outs, sums = _array(tf.repeat(zero, out_width, axis=-1)), _array(zero)
-        _, outs, sums = _loop(lambda i, *_: i < row_blocks, visit, (0, outs, sums))
-        return outs.stack(), sums.stack()
-
-    def backward(q, k, v, out, log_sum, d_out):
-        """Gradients as blocks. Scores are transposed, so that two of the three products are of plain operands."""
-        # what is to be subtracted stands in one more column, against ones: the products subtract, at no pass over them
-        delta = tf.reduce_sum(d_out * out, axis=-1, keepdims=True)
-        q_sum, d_delta = tf.concat([q, -log_sum], -1), tf.concat([d_out, -delta], -1)
-        k_one, v_one = (tf.concat([x, tf.ones_like(x[..., :1])], -1) for x in (k, v))
-
-        def visit(j, d_q, d_k, d_v):
-            k_j, k_one_j, v_one_j = k[j], k_one[j], v_one[j]
-
-            def step(masked, i, d_q, dk_j, dv_j):
-                p = tf.exp(score(k_one_j, q_sum[i], i, j, masked, True))
-                d_s = p * tf.matmul(v_one_j, d_delta[i], transpose_b=True)
-                d_q = d_q.write(i, d_q.read(i) + tf.matmul(d_s, k_j, transpose_a=True))
-                return d_q, dk_j + tf.matmul(d_s, q[i]), dv_j + tf.matmul(p, d_out[i])
-
-            low, high = None if last is None else -last, None if first is None else -first
-            state = (d_q, tf.zeros_like(k_j), tf.zeros_like(v[j]))
-            d_q, dk_j, dv_j = _over(j, columns, rows, row_blocks, -offset, low, high, step, state)
-            return j + 1, d_q, d_k.write(j, dk_j), d_v.write(j, dv_j)
-
-        state = (0, *(_array(tf.zeros_like(x)) for x in (q, k, v)))
-        return [x.stack() for x in _loop(lambda j, *_: j < column_blocks, visit, state)[1:]]
-
-    @tf.custom_gradient
-    def run(query, key, value):
-        q, k = prepare(query, key)
-        q, k, v = (_to_blocks(q, groups, rows, row_blocks), _to_blocks(k, groups, columns, column_blocks),
-                   _to_blocks(value, groups, columns, column_blocks))  # fmt: skip
-        out, log_sum = forward(q, k, v)
-
-        def grad(upstream):
-            d_q, d_k, d_v = backward(q, k, v, out, log_sum, _to_blocks(upstream, groups, rows, row_blocks))
-            return (_from_blocks(d_q[..., :width], heads, rows, length),
-                    _from_blocks(d_k[..., :width], groups, columns, size),
-                    _from_blocks(d_v, groups, columns, size))  # fmt: skip
-
-        return _from_blocks(out, heads, rows, length), grad
-
-    return run(query, key, value)
-
-
-def _over(index, mine, theirs, count, offset, first, last, step, state):
-    """Run `step(masked, other, *state)` over the blocks of the other axis that block `index` meets.
-
-    Position a of this axis meets positions a + offset + first to a + offset + last of the other; None: no end. Blocks
-    that all of it meets are not masked; those that none of it meets are not visited.
-    """
-    low, high = index * mine + offset, index * mine + offset + mine - 1  # where this block's ends stand
-    start = start_full = 0
-    end = end_full = count
-    if first is not None:
-        start = tf.clip_by_value((low + first) // theirs, 0, count)
-        start_full = tf.clip_by_value(-((-high - first) // theirs), start, count)
-    if last is not None:
-        end = tf.clip_by_value((high + last) // theirs + 1, start, count)
-        start_full = tf.minimum(start_full, end)
-        end_full = tf.clip_by_value((low + last + 1) // theirs, start_full, end)
-    pieces = [(start_full, end_full, False)]
-    if first is not None:
-        pieces.insert(0, (start, start_full, True))
-    if last is not None:
-        pieces.append((end_full, end, True))
-    for begin, stop, masked in pieces:
-        _, *state = _loop(lambda other, *_, stop=stop: other < stop,
-                          lambda other, *state, masked=masked: (other + 1, *step(masked, other, *state)),
-                          (begin, *state))  # fmt: skip
-    return state
-
-
-def _loop(condition, body, state):
-    """A loop, one iteration at a time: blocks that ran side by side would each want their own scores."""
-    state = tuple(tf.convert_to_tensor(x) if isinstance(x, int) else x for x in state)
-
-    def keep_shapes(*state):
-        new = body(*state)
-        for x, old in zip(new, state):
-            if isinstance(x, tf.Tensor):
-                x.set_shape(old.shape)  # which a product of blocks of dynamic size forgets
-        return new
-
-    return tf.while_loop(condition, keep_shapes, state, parallel_iterations=1)
-
-
-def _array(blocks: tf.Tensor) -> tf.TensorArray:
-    """An array of blocks whose entries may be read and written again."""
-    size = _size(blocks, 0)
-    return tf.TensorArray(blocks.dtype, size, clear_after_read=False, element_shape=blocks.shape[1:]).unstack(blocks)
-
-
-def _to_blocks(x: tf.Tensor, groups: int, block: Size, count: Size) -> tf.Tensor:
-    """(B, T, H, D), filled up with zeros, to (count, B, G, H/G * block, D)."""
-    heads, width = x.shape[2:]
-    share = heads // groups
-    x = tf.reshape(_pad(x, count * block), (_size(x, 0), count, block, groups, share, width))
-    return tf.reshape(tf.transpose(x, (1, 0, 3, 4, 2, 5)), (count, _size(x, 0), groups, share * block, width))
-
-
-def _from_blocks(x: tf.Tensor, heads: int, block: Size, length: Size) -> tf.Tensor:
-    """The inverse of `_to_blocks`."""
-    count, batch, groups, width = _size(x, 0), _size(x, 1), x.shape[2], x.shape[4]
-    x = tf.transpose(tf.reshape(x, (count, batch, groups, heads // groups, block, width)), (1, 0, 4, 2, 3, 5))
-    return tf.reshape(x, (batch, count * block, heads, width))[:, :length]
-
-
 # --- shared
-
-
-def _hidden(rows: tf.Tensor, columns: tf.Tensor, first: int | None, last: int) -> tf.Tensor:
-    """(rows, columns): 0 where columns - rows is in [first, last], else HIDDEN."""
-    distance = columns[None, :] - rows[:, None]
-    seen = distance <= last
-    return tf.where(seen if first is None else seen & (distance >= first), 0.0, HIDDEN)
 
 
 def _visible_keys(mask: tf.Tensor | None, lengths: tf.Tensor | None, size: Size) -> tf.Tensor | None:
@@ -414,7 +238,7 @@ def _visible_keys(mask: tf.Tensor | None, lengths: tf.Tensor | None, size: Size)
 
 def _rows(x: tf.Tensor, groups: int) -> tf.Tensor:
     """(B, T, H, D) to (B, G, H/G * T, D)."""
-    length, heads, width = _tail(x)
+    length, heads, width = sizes_of(x)
     if heads == groups:
         return _swap(x)
     x = tf.reshape(x, (_size(x, 0), length, groups, heads // groups, width))
@@ -434,10 +258,6 @@ def _swap(x: tf.Tensor) -> tf.Tensor:
     return tf.transpose(x, (0, 2, 1, 3))
 
 
-def _pad(x: tf.Tensor, length: Size) -> tf.Tensor:
-    return tf.pad(x, [[0, 0], [0, length - _size(x, 1)], [0, 0], [0, 0]])
-
-
 def _rotate(x: tf.Tensor, cos: tf.Tensor, sin: tf.Tensor) -> tf.Tensor:
     @tf.custom_gradient
     def run(x):
@@ -445,14 +265,6 @@ def _rotate(x: tf.Tensor, cos: tf.Tensor, sin: tf.Tensor) -> tf.Tensor:
         return tf.concat([a * cos - b * sin, b * cos + a * sin], axis=-1), lambda upstream: _rotate(upstream, cos, -sin)
 
     return run(x)
-
-
-def _tail(x: tf.Tensor) -> tuple[Size, int, int]:
-    return _size(x, 1), x.shape[2], x.shape[3]
-
-
-def _minimum(a: int, b: Size) -> Size:
-    return min(a, b) if isinstance(b, int) else tf.minimum(a, b)
 
 
 def _check_ranks(rank: int, **tensors: tf.Tensor) -> None:

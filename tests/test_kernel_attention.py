@@ -53,6 +53,19 @@ def test_attention_matches_reference(case):
         )  # fmt: skip
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("blocks")])
+def test_all_heads_at_once_as_on_a_gpu(case, monkeypatch):
+    """The blocks are laid out in another way where there is a GPU: heads of all rows side by side, in one part."""
+    tensors, options = CASES[case]
+    seen = []
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: seen.append(kind) or [kind])
+    assert_matches(
+        lambda *x: kernels.attention(*x, **options), lambda *x: reference.attention(*x, **options), tensors,
+        jit=False, dynamic=(0, 1, 2),
+    )  # fmt: skip
+    assert "GPU" in seen
+
+
 @pytest.mark.parametrize("block", [4, 32])
 def test_bfloat16_is_computed_in_float32(block):
     """Off by the rounding of the results alone, however many keys there are."""
