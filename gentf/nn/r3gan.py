@@ -107,7 +107,8 @@ class R3GANGenerator(Generator):
         self.built = True
 
     def call(self, z: tf.Tensor, label: tf.Tensor | None = None, training: bool = False) -> tf.Tensor:
-        x = self.scales(self.conditioned(z, label)[:, None, None]) * tf.cast(self.basis, self.compute_dtype)
+        code = self.conditioned(z, label, math.sqrt(self.latent_dim))  # the class is as long as the noise
+        x = self.scales(code[:, None, None]) * tf.cast(self.basis, self.compute_dtype)
         for stage, blocks in enumerate(self.body):
             if stage:
                 narrower = self.to_width[stage - 1]
