@@ -17,7 +17,8 @@ import tensorflow as tf
 from gentf.export import graph
 
 KERNELS = Path(__file__).parent.parent / "kernels"
-NOT_FUNCTIONS = {"__init__", "reference", "random", "optimizer", "tracing"}  # random: in every export of a model
+# random is in every export of a model, blockwise in attention's
+NOT_FUNCTIONS = {"__init__", "reference", "random", "optimizer", "tracing", "blockwise"}
 NAMES = sorted({path.stem for path in KERNELS.glob("*.py")} - NOT_FUNCTIONS)
 
 SERVE = """
