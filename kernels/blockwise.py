@@ -60,7 +60,7 @@ def attention(
     def score(a, b, i, j, masked, of_keys):
         """Scores of a block, rows of `a` against rows of `b`; `of_keys` where `a` holds keys."""
         s = tf.matmul(a, b, transpose_b=True)
-        if not masked:
+        if not masked or last is None:
             return s
         share, shape = heads // groups, tf.shape(s)
         hidden = hidden_places(i * rows + offset + tf.range(rows), j * columns + tf.range(columns), first, last)
