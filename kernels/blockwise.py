@@ -182,8 +182,8 @@ def _over(index, mine, theirs, count, offset, first, last, step, state):
     return state
 
 
-def _loop(condition, body, state):
-    """A loop, one iteration at a time: blocks that ran side by side would each want their own scores."""
+def _loop(condition, body, state, under_way=1):
+    """A loop, by default one iteration at a time: blocks that ran side by side would each want their own scores."""
     state = tuple(tf.convert_to_tensor(x) if isinstance(x, int) else x for x in state)
 
     def keep_shapes(*state):
@@ -193,7 +193,7 @@ def _loop(condition, body, state):
                 x.set_shape(old.shape)  # which a product of blocks of dynamic size forgets
         return new
 
-    return tf.while_loop(condition, keep_shapes, state, parallel_iterations=1)
+    return tf.while_loop(condition, keep_shapes, state, parallel_iterations=under_way)
 
 
 def _array(blocks: tf.Tensor) -> tf.TensorArray:
@@ -254,8 +254,7 @@ def _part_by_part(function, inputs, shapes):
         results = function(*(x[index] for x in inputs))
         return index + 1, *(array.write(index, x) for array, x in zip(arrays, results))
 
-    _, *arrays = tf.while_loop(lambda index, *_: index < count, body, (tf.constant(0), *arrays),
-                               parallel_iterations=SIDE_BY_SIDE)  # fmt: skip
+    _, *arrays = _loop(lambda index, *_: index < count, body, (0, *arrays), SIDE_BY_SIDE)
     return [array.stack() for array in arrays]
 
 
