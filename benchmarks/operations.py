@@ -168,4 +168,7 @@ def tables(kernels: list[str]) -> str:
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if len(sys.argv) != 3 or sys.argv[2] not in FORMS.get(sys.argv[1], ()):
+        known = "; ".join(f"{kernel}: {', '.join(forms)}" for kernel, forms in FORMS.items())
+        sys.exit(f"usage: python operations.py KERNEL FORM\n{known}")
     print(json.dumps(measure(*sys.argv[1:])))
