@@ -1,19 +1,15 @@
-"""Kernels beside the naive form of the same function: time and peak memory, forward and backward, a process each.
+"""A kernel or the naive form of the same function, forward and backward, as a process that takes turns with the others.
 
-    python operations.py KERNEL FORM     one measurement, as a line of JSON (what the table is made of)
+    python operations.py FORM KERNEL
 
-FORM: "ours" or "naive", with "-xla" where XLA compiles it; "torch" for PyTorch.
+FORM: "ours" or "naive", with "-xla" where XLA compiles it; "torch" for PyTorch. `run.py` asks, as worker.py says.
 """
 
-import json
 import os
-import statistics
-import subprocess
 import sys
-import time
-from pathlib import Path
+from collections.abc import Callable
 
-from worker import peak_mb
+from worker import serve
 
 TITLES = {
     "attention": "Attention, T = 8,192, 8 heads of 64, batch 1",
@@ -29,10 +25,10 @@ FORMS = {
     "upfirdn": ("ours", "naive", "torch", "ours-xla", "naive-xla"),
     "bias-act": ("ours", "naive", "torch", "ours-xla", "naive-xla"),
 }
-ROUNDS = 5
+STEPS = {"attention": 1, "attention-causal": 1, "cross-entropy": 1, "upfirdn": 5, "bias-act": 20}  # a measurement
 
 
-def tensorflow_case(kernel: str, form: str):
+def tensorflow_case(kernel: str, form: str) -> Callable[[], object]:
     """A function that runs one forward and backward pass."""
     import tensorflow as tf
 
@@ -97,11 +93,10 @@ def tensorflow_case(kernel: str, form: str):
             loss = tf.reduce_sum(function(*inputs) ** 2)
         return tape.gradient(loss, inputs)
 
-    tf.matmul(tf.ones((512, 512)), tf.ones((512, 512)))  # what the first product allocates is no kernel's
     return lambda: [part[:1].numpy() for part in step(*inputs)]
 
 
-def torch_case(kernel: str):
+def torch_case(kernel: str) -> Callable[[], object]:
     import torch
     from torch.nn import functional
 
@@ -128,47 +123,33 @@ def torch_case(kernel: str):
     return run
 
 
-def measure(kernel: str, form: str) -> dict:
-    run = torch_case(kernel) if form == "torch" else tensorflow_case(kernel, form)
-    before = peak_mb()
-    run()
-    times = []
-    for _ in range(ROUNDS):
-        started = time.perf_counter()
-        run()
-        times.append(1000 * (time.perf_counter() - started))
-    return {"ms": statistics.median(times), "least": min(times), "memory_mb": peak_mb() - before}
+def gemm(form: str) -> Callable[[], object]:
+    if form == "torch":
+        import torch
+
+        matrix = torch.randn(1024, 1024)
+        return lambda: torch.matmul(matrix, matrix)
+    import tensorflow as tf
+
+    square = tf.random.stateless_normal((1024, 1024), seed=(0, 0))
+    return lambda: tf.matmul(square, square).numpy()[0, 0]
 
 
-def tables(kernels: list[str]) -> str:
-    """Markdown tables of the kernels, measured now."""
-    lines = ["## Kernels", "", "Forward and backward, each form in a process of its own; memory is the peak above what "
-             "the process held before."]  # fmt: skip
-    for kernel in kernels:
-        lines += [
-            "",
-            f"### {TITLES[kernel]}",
-            "",
-            "| form | ms, median | least | peak memory, MiB |",
-            "|---|---|---|---|",
-        ]
-        for form in FORMS[kernel]:
-            python = os.environ.get("GENTF_BENCH_TORCH") if form == "torch" else sys.executable
-            if not python:
-                continue
-            command = [python, str(Path(__file__)), kernel, form]
-            done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
-            if done.returncode:
-                raise RuntimeError(done.stderr[-2000:])
-            got = json.loads(done.stdout.splitlines()[-1])
-            lines.append(f"| {form} | {got['ms']:.1f} | {got['least']:.1f} | {got['memory_mb']:.0f} |")
-            print(f"{kernel}: {form} {got}", file=sys.stderr)
-    return "\n".join(lines)
+def main(form: str, kernel: str) -> None:
+    case = torch_case(kernel) if form == "torch" else tensorflow_case(kernel, form)
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            case()
+
+    product = gemm(form)
+    product()  # what the first product allocates is no kernel's
+    serve(lambda: run, product, 1)
 
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if len(sys.argv) != 3 or sys.argv[2] not in FORMS.get(sys.argv[1], ()):
-        known = "; ".join(f"{kernel}: {', '.join(forms)}" for kernel, forms in FORMS.items())
-        sys.exit(f"usage: python operations.py KERNEL FORM\n{known}")
-    print(json.dumps(measure(*sys.argv[1:])))
+    if len(sys.argv) != 3 or sys.argv[1] not in FORMS.get(sys.argv[2], ()):
+        known = "; ".join(f"{', '.join(forms)}: {kernel}" for kernel, forms in FORMS.items())
+        sys.exit(f"usage: python operations.py FORM KERNEL\n{known}")
+    main(*sys.argv[1:])

@@ -1,4 +1,7 @@
-"""`make bench`: time training steps and decoding beside their peers, in turns, and write RESULTS.md and results.png."""
+"""`make bench`: time training steps, decoding and kernels beside their peers, in turns, and write RESULTS.md.
+
+A run of a part of them writes to the folder part/, and leaves the results of the last whole run as they are.
+"""
 
 import argparse
 import json
@@ -24,7 +27,7 @@ class Worker:
     def __init__(self, contender: str, name: str, python: str, sizes: dict[str, int] | None = None):
         self.name = contender
         self.results: list[dict] = []
-        script = SCRIPTS[contender.split("-")[0]]
+        script = SCRIPTS[contender.split("-")[0]] if name in ROWS else "operations.py"
         self._process = subprocess.Popen(
             [python, str(HERE / script), contender, name],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=HERE,
@@ -65,6 +68,8 @@ def python_of(contender: str) -> str | None:
 
 
 def compare(name: str, rounds: int, contenders: list[str], sizes: dict[str, int] | None = None) -> list[Worker]:
+    """Workers of a row or a kernel that have taken turns."""
+    steps = ROWS[name].steps if name in ROWS else operations.STEPS[name]
     workers = []
     for contender in contenders:
         python = python_of(contender)
@@ -76,7 +81,7 @@ def compare(name: str, rounds: int, contenders: list[str], sizes: dict[str, int]
         print(f"{name}: {contender} is ready after {time.perf_counter() - started:.1f} s", file=sys.stderr)
     for number in range(rounds):
         for worker in workers:
-            worker.measure(ROWS[name].steps)
+            worker.measure(steps)
         told = ", ".join(f"{worker.name} {worker.results[-1]['ms']:.2f}" for worker in workers)
         print(f"{name}: round {number + 1}/{rounds}, ms a step: {told}", file=sys.stderr)
     for worker in workers:
@@ -121,7 +126,32 @@ def table(name: str, row: Row, workers: list[Worker]) -> str:
     return "\n".join(lines)
 
 
-def scaling(rounds: int) -> str:
+def kernel_tables(kernels: dict[str, list[str]], rounds: int) -> str:
+    """Markdown tables of kernels, each in the forms named."""
+    lines = ["## Kernels", "", "Forward and backward; memory is the peak above what the process held before."]
+    for kernel, forms in kernels.items():
+        workers = compare(kernel, rounds, forms)
+        ours = workers[0].median()
+        rate = statistics.median(result["gflops"] for worker in workers for result in worker.results)
+        lines += [
+            "",
+            f"### {operations.TITLES[kernel]}",
+            "",
+            f"Matrix products in between: {rate:.0f} GFLOP/s (1024 x 1024, float32).",
+            "",
+            f"| form | ms, median | least to most | times {workers[0].name} | first, s | peak memory, MiB |",
+            "|---|---|---|---|---|---|",
+        ]
+        for worker in workers:
+            times, middle = [result["ms"] for result in worker.results], worker.median()
+            lines.append(
+                f"| {worker.name} | {middle:.1f} | {min(times):.1f} to {max(times):.1f} | {middle / ours:.2f} "
+                f"| {worker.start['first_s']:.1f} | {worker.start['memory_mb']:.0f} |"
+            )
+    return "\n".join(lines)
+
+
+def scaling(rounds: int, folder: Path) -> str:
     """Markdown tables and a picture of how a step's time grows, gentf beside eager PyTorch."""
     from matplotlib.figure import Figure
 
@@ -152,7 +182,7 @@ def scaling(rounds: int) -> str:
             panel.set_xticks(values, [str(value) for value in values], minor=False)
             panel.minorticks_off()
             panel.legend(fontsize=7)
-    figure.savefig(HERE / "scaling.png", dpi=110)
+    figure.savefig(folder / "scaling.png", dpi=110)
     return "\n".join(lines)
 
 
@@ -172,7 +202,7 @@ def summary(results: dict[str, list[Worker]]) -> str:
     return "\n".join(lines)
 
 
-def draw(results: dict[str, list[Worker]]) -> None:
+def draw(results: dict[str, list[Worker]], folder: Path) -> None:
     """Each contender's time as a multiple of gentf's; shorter is faster."""
     from matplotlib.figure import Figure
 
@@ -192,7 +222,7 @@ def draw(results: dict[str, list[Worker]]) -> None:
     axes.axvline(1.0, color="0.5", linewidth=0.8)
     axes.set(xlabel="time of a step, in times gentf's", title="Steps beside their peers")
     axes.margins(x=0.15)
-    figure.savefig(HERE / "results.png", dpi=110, bbox_inches="tight")
+    figure.savefig(folder / "results.png", dpi=110, bbox_inches="tight")
 
 
 def command() -> str:
@@ -204,15 +234,20 @@ def command() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--kernels", nargs="*", default=list(operations.TITLES), choices=list(operations.TITLES))
     parser.add_argument("--no-scaling", action="store_true", help="leave out how cost grows with the sizes")
-    parser.add_argument("--contenders", nargs="+", help="those of the row by default")
+    parser.add_argument("--contenders", nargs="+", help="of rows and kernels; all of them by default")
     arguments = parser.parse_args()
-    results = {}
-    for name in arguments.rows:
-        chosen = [c for c in ROWS[name].contenders if not arguments.contenders or c in arguments.contenders]
-        results[name] = compare(name, arguments.rounds, chosen)
+    everything = arguments.rows == list(ROWS) and arguments.kernels == list(operations.TITLES)
+    folder = HERE if everything and not arguments.no_scaling and not arguments.contenders else HERE / "part"
+    folder.mkdir(exist_ok=True)
+
+    def chosen(known: tuple[str, ...]) -> list[str]:
+        return [name for name in known if not arguments.contenders or name in arguments.contenders]
+
+    rows = {name: names for name in arguments.rows if (names := chosen(ROWS[name].contenders))}
+    results = {name: compare(name, arguments.rounds, names) for name, names in rows.items()}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE)
     head = [
         "# Steps beside their peers",
@@ -220,18 +255,17 @@ def main() -> None:
         f"`{command()}` at commit {commit.stdout.strip() or 'unknown'}; {os.cpu_count()} cores, {platform.machine()}, "
         f"{arguments.rounds} rounds in turns. What is compared, and how, stands in [README.md](README.md).",
         "",
-        summary(results),
-        "",
-        "![times of a step](results.png)",
-        "",
     ]
+    if results:
+        draw(results, folder)
+        head += [summary(results), "", "![times of a step](results.png)", ""]
     tables = "\n\n".join(table(name, ROWS[name], workers) for name, workers in results.items())
     if not arguments.no_scaling:
-        tables += "\n\n" + scaling(max(1, arguments.rounds - 1))
+        tables += "\n\n" + scaling(max(1, arguments.rounds - 1), folder)
     if arguments.kernels:
-        tables += "\n\n" + operations.tables(arguments.kernels)
-    (HERE / "RESULTS.md").write_text("\n".join(head) + "\n" + tables + "\n")
-    draw(results)
+        forms = {kernel: names for kernel in arguments.kernels if (names := chosen(operations.FORMS[kernel]))}
+        tables += "\n\n" + kernel_tables(forms, arguments.rounds)
+    (folder / "RESULTS.md").write_text("\n".join(head) + "\n" + tables + "\n")
     print("\n".join(head) + "\n" + tables)
 
 
