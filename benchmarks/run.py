@@ -214,7 +214,8 @@ def draw(results: dict[str, list[Worker]], folder: Path) -> None:
         ours = workers[0].median()
         for worker in workers:
             axes.barh(-place, worker.median() / ours, color=f"C{names.index(worker.name)}", height=0.9)
-            axes.text(worker.median() / ours, -place, f" {worker.name} {worker.median():.3g} ms", va="center", size=7)
+            told = f"{worker.median():.3g}" if worker.median() < 100 else f"{worker.median():.0f}"
+            axes.text(worker.median() / ours, -place, f" {worker.name} {told} ms", va="center", size=7)
             place += 1
         ticks.append((-(place - (len(workers) + 1) / 2), name))
         place += 1
