@@ -57,8 +57,9 @@ def attention(
         key = _pad(key, column_blocks * columns)
         return tf.concat([query, tf.ones_like(query[..., :1])], -1), tf.concat([key, hiding], -1)
 
-    def hide(s, i, j, masked, of_keys):
-        """Scores of a block without those of hidden places; `of_keys` where its rows are keys."""
+    def score(a, b, i, j, masked, of_keys):
+        """Scores of a block, rows of `a` against rows of `b`; `of_keys` where `a` holds keys."""
+        s = tf.matmul(a, b, transpose_b=True)
         if not masked or last is None:
             return s
         share, shape = heads // groups, tf.shape(s)
@@ -76,7 +77,7 @@ def attention(
             q_i = q[i]
 
             def step(masked, j, acc, log_sum):
-                s = hide(tf.matmul(q_i, k[j], transpose_b=True), i, j, masked, False)
+                s = score(q_i, k[j], i, j, masked, False)
                 p = tf.nn.softmax(s)
                 # the largest probability is exp(the largest score - the log-sum-exp), and at least 1 / columns
                 here = tf.reduce_max(s, -1, keepdims=True) - tf.math.log(tf.reduce_max(p, -1, keepdims=True))
@@ -99,18 +100,15 @@ def attention(
         """Gradients as blocks. Scores are transposed, so that two of the three products are of plain operands."""
         # what is to be subtracted stands in one more column, against ones: the products subtract, at no pass over them
         delta = tf.reduce_sum(d_out * out, axis=-1, keepdims=True)
-        # and both products that make a block go as one: fewer, larger operations leave cores less time to wait
-        by_query = _stacked(tf.concat([q, -log_sum], -1), tf.concat([d_out, -delta], -1))
-        by_key = _stacked(*(tf.concat([x, tf.ones_like(x[..., :1])], -1) for x in (k, v)))
-        some = _size(k, 1)
+        q_sum, d_delta = tf.concat([q, -log_sum], -1), tf.concat([d_out, -delta], -1)
+        k_one, v_one = (tf.concat([x, tf.ones_like(x[..., :1])], -1) for x in (k, v))
 
         def visit(j, d_q, d_k, d_v):
-            k_j, by_key_j = k[j], by_key[j]
+            k_j, k_one_j, v_one_j = k[j], k_one[j], v_one[j]
 
             def step(masked, i, d_q, dk_j, dv_j):
-                both = tf.matmul(by_key_j, by_query[i], transpose_b=True)
-                p = tf.exp(hide(both[:some], i, j, masked, True))
-                d_s = p * both[some:]
+                p = tf.exp(score(k_one_j, q_sum[i], i, j, masked, True))
+                d_s = p * tf.matmul(v_one_j, d_delta[i], transpose_b=True)
                 d_q = d_q.write(i, d_q.read(i) + tf.matmul(d_s, k_j, transpose_a=True))
                 return d_q, dk_j + tf.matmul(d_s, q[i]), dv_j + tf.matmul(p, d_out[i])
 
@@ -258,12 +256,6 @@ def _part_by_part(function, inputs, shapes):
 
     _, *arrays = _loop(lambda index, *_: index < count, body, (0, *arrays), SIDE_BY_SIDE)
     return [array.stack() for array in arrays]
-
-
-def _stacked(a: tf.Tensor, b: tf.Tensor) -> tf.Tensor:
-    """Blocks of two kinds along the axis of heads, the narrower filled up with zeros: one product takes both."""
-    width = max(a.shape[-1], b.shape[-1])
-    return tf.concat([tf.pad(x, [[0, 0]] * 3 + [[0, width - x.shape[-1]]]) for x in (a, b)], axis=1)
 
 
 def _pad(x: tf.Tensor, length: Size) -> tf.Tensor:
