@@ -19,12 +19,15 @@ from rows import CONTEXT, ROWS, VOCABULARY
 
 import gentf.models
 import gentf.nn.transformer
+from gentf.training import devices
 from gentf.training.steps import Steps
 
+CONFIG = ours.settings("gpt", "auto")
 ROUNDS = 7
 
 
 def step_of(model):
+    model.shards = devices.choose_shards(CONFIG, True)
     steps = Steps(model, tf.distribute.get_strategy(), ours.PER_CALL, True)
     drawn = np.random.default_rng(0).integers(0, VOCABULARY, (ours.PER_CALL, ROWS["gpt"].batch, CONTEXT + 1), np.int32)
     batches = [{"tokens": tf.constant(part)} for part in drawn]
@@ -37,12 +40,10 @@ def frozen():
     model = ours.likelihood("gpt")
 
     def update(batch, jit=False):
-        with tf.GradientTape() as tape:
-            loss = model.losses_on(model.prepare(batch), True)["loss"]
-        gradients = tape.gradient(loss, [variable.value for variable in model.trainable_variables])
+        losses, gradients = model._gradients(model.phases()[0], batch, jit)
         used = tf.add_n([tf.reduce_sum(tf.convert_to_tensor(gradient)) for gradient in gradients])
         model.step.assign_add(1)
-        return {"loss": tf.stack([loss + 0.0 * used, 1.0])}
+        return {"loss": tf.stack([losses["loss"] + 0.0 * used, 1.0])}
 
     model.update = update
     return model
@@ -53,6 +54,7 @@ def mean_logits(hidden, kernel, bias, labels, weights, transpose):
 
 
 def main() -> None:
+    devices.use_one_thread_an_operation(CONFIG)
     block, model = gentf.nn.transformer, gentf.models.sequence
     parts = {
         "nothing": [],
@@ -78,7 +80,7 @@ def main() -> None:
             run()
             times[name].append(1000 * (time.perf_counter() - started) / ours.PER_CALL)
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # a function for each size is meant
-    alone = ours.products_alone("gpt")
+    alone = ours.products_alone("gpt", devices.choose_shards(CONFIG, True))
     whole = statistics.median(times["nothing"])
     print("| left out | ms a step | saved |\n|---|---|---|")
     for name, values in times.items():

@@ -33,15 +33,19 @@ from gentf.data.examples import ArrayExamples, aligned_empty
 from gentf.data.source import Split
 from gentf.kernels import optimizer
 from gentf.models import RNN, VAE, Transformer, build
-from gentf.training.devices import choose_jit
+from gentf.schema import Config, GANConfig
+from gentf.training import devices
 from gentf.training.loop import Window
 from gentf.training.steps import Feed, Steps
 
-PRESETS = {"mlp-gan": "gan-mnist", "dcgan": "dcgan-mnist"}
+# whose configuration says how a row is trained; the sizes are the row's own
+PRESETS = {"mlp-gan": "gan-mnist", "dcgan": "dcgan-mnist", "vae": "vae-mnist", "lstm": "lstm-shakespeare",
+           "gru": "lstm-shakespeare", "gpt": "gpt-shakespeare"}  # fmt: skip
 # the row's discriminator is DCGAN's, with batch normalization, as the peers' is
 OVERRIDES = {"dcgan": ["model.discriminator_normalization=batch", "model.r1=0", "optimizer.learning_rate=2e-4",
                        "optimizer.beta_1=0.5", "optimizer.beta_2=0.999"]}  # fmt: skip
 PER_CALL = 10
+GEMMS = 4  # products whose rate is measured between the rounds
 
 
 def images() -> np.ndarray:
@@ -50,9 +54,9 @@ def images() -> np.ndarray:
     return array
 
 
-def gan(name: str):
-    config = configs.resolve(PRESETS[name], OVERRIDES.get(name, []))
-    return config, build(config, DataSpec(name="random", shape=(HEIGHT, WIDTH, 1)))
+def settings(name: str, jit: str) -> Config:
+    train = [f"train.batch_size={ROWS[name].batch}", f"train.jit={jit}"]
+    return configs.resolve(PRESETS[name], OVERRIDES.get(name, []) + train)
 
 
 def likelihood(name: str) -> keras.Model:
@@ -84,17 +88,17 @@ def decoder(batch: int):
     return run
 
 
-def loop(name: str, jit: bool | None):
-    """`jit` None: as `gentf train` chooses."""
+def loop(name: str, config: Config):
+    """Trains the row as `gentf train` does a run of `config`."""
     strategy = tf.distribute.get_strategy()
     row = ROWS[name]
-    if name in PRESETS:
-        config, model = gan(name)
-        jit = choose_jit(config, strategy)[0] if jit is None else jit
+    if isinstance(config.model, GANConfig):
+        model = build(config, DataSpec(name="random", shape=(HEIGHT, WIDTH, 1)))
     else:
         model = likelihood(name)
-        jit = row.jit if jit is None else jit
-    if name in (*PRESETS, "vae"):
+    jit, _ = devices.choose_jit(config, strategy)
+    model.shards = devices.choose_shards(config, jit)
+    if config.data.modality == "image":
         split = Split("train", ArrayExamples(images(), None), np.arange(IMAGES))
         feed = Feed(split, row.batch, 0, 0, strategy)
         steps, take = Steps(model, strategy, PER_CALL, jit, feed), feed.take
@@ -126,43 +130,53 @@ def loop(name: str, jit: bool | None):
     return run
 
 
-def products_alone(name: str):
-    """Measures what the row's matrix products take by themselves: each size in a compiled loop, the best of three."""
+def products_alone(name: str, shards: int):
+    """Measures what the row's matrix products take by themselves: each size in a compiled loop, those of all shards at
+    once; the best of three."""
     times = 20
 
     def compiled(product):
-        a, b = (tf.random.stateless_normal((product.batch, *shape), seed=(0, 0))
-                for shape in ((product.m, product.k), (product.k, product.n)))  # fmt: skip
+        def operands(shard):
+            return tuple(tf.random.stateless_normal((product.batch, *shape), seed=(0, shard))
+                         for shape in ((product.m, product.k), (product.k, product.n)))  # fmt: skip
 
         @tf.function(jit_compile=True)
-        def run():
+        def multiply(a, b):
             # each product reads something of the one before, or the compiler would take it out of the loop
             return tf.while_loop(lambda i, c: i < times, lambda i, c: (i + 1, tf.matmul(a + 0.0 * c[:, :1, :1], b)),
                                  (0, tf.zeros((product.batch, product.m, product.n))))[1]  # fmt: skip
 
+        each = [operands(shard) for shard in range(shards)]
+        run = tf.function(lambda: tf.add_n([multiply(a, b)[0, 0, 0] for a, b in each]), jit_compile=shards == 1)
         run()
         return run
 
-    functions = [(product, compiled(product)) for product in ROWS[name].products]
+    functions = [(product, compiled(product)) for product in ROWS[name].products(ROWS[name].batch // shards)]
 
     def seconds(function) -> float:
         started = time.perf_counter()
-        function()[0, 0, 0].numpy()
+        function().numpy()
         return (time.perf_counter() - started) / times
 
     return lambda: sum(1000 * product.count * min(seconds(run) for _ in range(3)) for product, run in functions)
 
 
 def main(contender: str, name: str) -> None:
-    matrix = tf.random.stateless_normal((1024, 1024), seed=(0, 0))
-    jit = {"gentf": None, "gentf-graph": False, "gentf-xla": True}[contender]
+    shards = 1
     if name.startswith("decode"):
         make, warm_up = lambda: decoder(ROWS[name].batch), ROWS[name].steps
     else:
-        make, warm_up = lambda: loop(name, jit), 2 * PER_CALL
-    measured = contender == "gentf" and ROWS[name].products
-    products = (lambda: products_alone(name)) if measured else lambda: None
-    serve(make, lambda: tf.matmul(matrix, matrix).numpy()[0, 0], warm_up, products)
+        config = settings(name, {"gentf": "auto", "gentf-graph": "false", "gentf-xla": "true"}[contender])
+        devices.use_one_thread_an_operation(config)
+        jit, _ = devices.choose_jit(config, tf.distribute.get_strategy())
+        shards = devices.choose_shards(config, jit)
+        make, warm_up = lambda: loop(name, config), 2 * PER_CALL
+    matrices = [tf.random.stateless_normal((1024, 1024), seed=(0, seed)) for seed in range(GEMMS)]
+    # several at once, so that all cores work where an operation has but one thread
+    gemms = tf.function(lambda: tf.add_n([tf.matmul(matrix, matrix)[0, 0] for matrix in matrices]))
+    measured = contender == "gentf" and ROWS[name].gflop
+    products = (lambda: products_alone(name, shards)) if measured else lambda: None
+    serve(make, lambda: gemms().numpy(), warm_up, products, GEMMS)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 SIZES = json.loads(os.environ.get("GENTF_BENCH_SIZES", "{}"))  # what a point of the scaling tables changes
 
@@ -44,22 +46,20 @@ class Row:
     Attributes:
         batch: examples a step.
         steps: of one measurement.
-        products: the model's matrix products in a step (forward, and both products of the backward pass), as the layers
-            are written down; empty where convolutions make them no measure.
         contenders: in the order of the table; the first one is what `gentf train` does.
-        jit: whether gentf compiles with XLA, where a preset does not say it.
+        products: batch -> the model's matrix products in a step (forward, and both products of the backward pass), as
+            the layers are written down; none where convolutions make them no measure.
     """
 
     title: str
     batch: int
     steps: int
     contenders: tuple[str, ...]
-    products: tuple[Product, ...] = ()
-    jit: bool = True
+    products: Callable[[int], tuple[Product, ...]] = lambda batch: ()
 
     @property
     def gflop(self) -> float:
-        return sum(product.gflop for product in self.products)
+        return sum(product.gflop for product in self.products(self.batch))
 
 
 TRAIN = ("gentf", "gentf-graph", "gentf-xla", "keras-fit", "torch-eager", "torch-compiled")
@@ -97,13 +97,15 @@ def batch_of(number: int) -> int:
 
 ROWS = {
     "mlp-gan": Row("MLP GAN 100-128-256-784 / 784-256-128-1, batch 128", 128, 200, TRAIN),
-    "dcgan": Row("DCGAN 28x28x1, channels 32-64-128, batch 128", 128, 20, WITHOUT_XLA, jit=False),
+    "dcgan": Row("DCGAN 28x28x1, channels 32-64-128, batch 128", 128, 20, WITHOUT_XLA),
     "vae": Row("MLP VAE 784-200-200-50, batch 128", 128, 200, TRAIN,
-               dense_products(128, HEIGHT * WIDTH, HIDDEN, HIDDEN, 2 * CODE)
-               + dense_products(128, CODE, HIDDEN, HIDDEN, HEIGHT * WIDTH)),
-    "lstm": Row("LSTM 2 x 256, 128 steps, batch 64", batch_of(64), 10, TRAIN, recurrent_products("lstm", batch_of(64))),
-    "gru": Row("GRU 2 x 256, 128 steps, batch 64", batch_of(64), 10, TRAIN, recurrent_products("gru", batch_of(64))),
-    "gpt": Row("GPT 4 layers of 128, context 64, batch 12", batch_of(12), 50, TRAIN, gpt_products(batch_of(12))),
+               lambda batch: dense_products(batch, HEIGHT * WIDTH, HIDDEN, HIDDEN, 2 * CODE)
+               + dense_products(batch, CODE, HIDDEN, HIDDEN, HEIGHT * WIDTH)),
+    "lstm": Row("LSTM 2 x 256, 128 steps, batch 64", batch_of(64), 10, TRAIN,
+                partial(recurrent_products, "lstm")),
+    "gru": Row("GRU 2 x 256, 128 steps, batch 64", batch_of(64), 10, TRAIN,
+               partial(recurrent_products, "gru")),
+    "gpt": Row("GPT 4 layers of 128, context 64, batch 12", batch_of(12), 50, TRAIN, gpt_products),
     "decode-1": Row("Decoding, 6 layers of 384, 256 tokens, batch 1", 1, TOKENS, ("gentf", "transformers")),
     "decode-16": Row("Decoding, 6 layers of 384, 256 tokens, batch 16", 16, TOKENS, ("gentf", "transformers")),
 }  # fmt: skip

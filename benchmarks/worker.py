@@ -16,12 +16,13 @@ def serve(
     gemm: Callable[[], object],
     warm_up: int,
     products: Callable[[], Callable[[], float] | None] = lambda: None,
+    gemms: int = 1,
 ) -> None:
     """Answer requests.
 
     Args:
         make: builds the contender; `make()(steps)` trains that many steps.
-        gemm: multiplies two 1024 x 1024 float32 matrices.
+        gemm: multiplies two 1024 x 1024 float32 matrices, or `gemms` pairs of them.
         warm_up: steps before the first measurement, enough to compile everything.
         products: builds what measures the milliseconds of the row's matrix products by themselves.
     """
@@ -41,7 +42,7 @@ def serve(
         for _ in range(5):
             started = time.perf_counter()
             gemm()
-            rates.append(2 * 1024**3 / (time.perf_counter() - started) / 1e9)
+            rates.append(2 * gemms * 1024**3 / (time.perf_counter() - started) / 1e9)
         if own is not None:
             extra["products_ms"] = own()
         print(json.dumps({"ms": 1000 * seconds / steps, "gflops": max(rates)} | extra), flush=True)

@@ -59,11 +59,12 @@ def train(
 
     compiled = compilation.use_cache()  # before TensorFlow is imported
 
-    from gentf.training import Interrupted
+    from gentf.training import Interrupted, devices
     from gentf.training import train as fit
     from gentf.training.loop import with_data
 
     config = with_data(config, data or config.data.name)
+    devices.use_one_thread_an_operation(config)
     bar = ProgressBar()
     try:
         if dry_run:

@@ -347,6 +347,7 @@ class TrainConfig:
     jit: str = field("auto", "compile the step with XLA: auto, true or false", choices=("auto", "true", "false"))
     precision: str = field("float32", "dtype policy", choices=("float32", "mixed_bfloat16"))
     devices: int | None = field(None, "number of devices; null: every GPU, or the CPU", low=1)
+    shards: int | None = field(None, "parts of a batch computed side by side on a CPU; null: chosen for speed", low=1)
     steps_per_call: int = field(10, "steps in one compiled call; on several devices it is 1", low=1, high=1000)
     log_every: int = field(100, "steps between lines of metrics.jsonl", low=1)
     checkpoint_every: int | None = field(None, "steps between checkpoints; null: each epoch", low=1)

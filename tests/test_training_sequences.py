@@ -1,16 +1,19 @@
 """Training of models of sequences: data, the course of the step size, stopping and going on, what a run leaves."""
 
 import json
+import re
 
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from gentf import config as configs
 from gentf.data import load
 from gentf.data.sequences import Windows
 from gentf.errors import UserError
-from gentf.models import build, load_data, optimizers
-from gentf.training import checkpoint, train
+from gentf.models import RNN, Transformer, build, load_data, optimizers
+from gentf.training import checkpoint, devices, train
 from gentf.training.loop import total_steps
 from gentf.training.run import Run
 
@@ -133,6 +136,74 @@ def test_a_run_that_stopped_goes_on_bit_for_bit(book, tmp_path):
     part = train(config(book, f"train.steps={total}", "train.epochs=4"), tmp_path / "part", resume=True)
     for a, b in zip(*(checkpoint.load(run.checkpoints.path(total))[0].values() for run in (whole, part)), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_run_keeps_its_shards_on_whatever_cores_it_goes_on(book, tmp_path, monkeypatch):
+    monkeypatch.setattr(devices, "cores", lambda: 2)
+    run = train(config(book, "train.steps=2", "train.epochs=4"), tmp_path / "run")
+    assert run.config.train.shards == 2
+    monkeypatch.setattr(devices, "cores", lambda: 1)
+    again = train(config(book, "train.steps=4", "train.epochs=4"), tmp_path / "run", resume=True)
+    assert again.config.train.shards == Run(run.path).config.train.shards == 2
+    assert train(config(book, "train.steps=1"), tmp_path / "other").config.train.shards == 1
+    with pytest.raises(UserError, match="train.shards differ"):
+        train(config(book, "train.steps=5", "train.epochs=4", "train.shards=1"), tmp_path / "run", resume=True)
+
+
+def test_a_run_from_before_there_were_shards_goes_on_without(book, tmp_path):
+    run = train(config(book, "train.steps=2", "train.epochs=4", "train.shards=1"), tmp_path / "run")
+    told = run.path / "config.yaml"
+    told.write_text(re.sub(r"[ ,]*shards: 1", "", told.read_text()))
+    assert Run(run.path).config.train.shards is None
+    assert train(Run(run.path).config, run.path, resume=True).config.train.shards == 1
+
+
+@pytest.mark.parametrize("override", ["train.shards=3", "train.shards=16"])
+def test_shards_must_divide_the_batch(book, tmp_path, override):
+    with pytest.raises(UserError, match="`train.shards` must divide `train.batch_size`"):
+        train(config(book, override), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_shards_are_refused_where_a_loss_is_of_the_whole_batch(tmp_path, two_devices, book):
+    with pytest.raises(UserError, match="`train.shards` must be 1 for GAN"):
+        train(configs.resolve("gan-digits", ["train.shards=2"]), tmp_path / "run")
+    with pytest.raises(UserError, match="and be 1 on several devices"):
+        train(config(book, "train.shards=2", "train.devices=2"), tmp_path / "run")
+    model = Transformer(9, 8, 1, 8, 2)
+    model.compile()
+    model.shards = 2
+    with pytest.raises(ValueError, match="a batch must be a multiple of 2 shards. Received: 3 rows"):
+        model.update({"tokens": tf.zeros((3, 5), tf.int32)})
+
+
+def test_keras_fit_in_shards_is_fit(book):
+    """Ragged lengths too: a part counts by what is in it."""
+    generator = np.random.default_rng(0)
+    frames = (generator.random((8, 6, 88)) < 0.1).astype(np.uint8)
+    data = {"frames": frames, "length": np.array([6, 6, 6, 6, 2, 3, 1, 2], np.int32)}
+    weights = []
+    for shards in (1, 4):
+        model = RNN(0, "gru", layers=1, units=8)
+        model.compile(keras.optimizers.SGD(1.0), jit_compile=True)
+        model.shards = shards
+        model.fit(data, batch_size=8, epochs=2, verbose=0, shuffle=False)
+        weights.append(model.get_weights())
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("preset", "cores", "threads"),
+    [("gpt-shakespeare", 2, 1), ("gpt-shakespeare", 4, None), ("gpt-shakespeare", 1, None),
+     ("lstm-shakespeare", 2, None), ("gan-mnist", 2, None)],
+)  # fmt: skip
+def test_an_operation_has_one_thread_where_there_is_a_shard_for_every_core(preset, cores, threads, monkeypatch):
+    asked = []
+    monkeypatch.setattr(devices, "cores", lambda: cores)
+    monkeypatch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", asked.append)
+    devices.use_one_thread_an_operation(configs.resolve(preset))
+    assert asked == [threads] * (threads is not None)
 
 
 def test_a_run_leaves_texts_and_its_best_by_validation(book, tmp_path):

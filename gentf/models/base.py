@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from gentf.kernels import random
+from gentf.kernels.tracing import size
 
 Batch = dict[str, tf.Tensor]
 Losses = dict[str, tf.Tensor]
@@ -69,6 +70,9 @@ class GenerativeModel(keras.Model):
     ema_decay = 0.0
     #: Numbers of a vector that the model is conditioned on instead of a class.
     condition_dim = 0
+    #: Whether the loss of a batch is the mean of those of its parts, each counted as `weigh` says: nothing in it is of
+    #: several rows, and it changes no variable.
+    separable = False
 
     def __init__(self, num_classes: int = 0, seed: int = 0, **kwargs):
         super().__init__(**kwargs)
@@ -85,6 +89,8 @@ class GenerativeModel(keras.Model):
         self.test_function: Callable | None = None
         self._totals = tf.zeros((2, 1))
         self._logged: list[str] = []
+        self._shards = 1
+        self._first_row: int | tf.Tensor = 0
 
     # What a family gives
 
@@ -160,6 +166,23 @@ class GenerativeModel(keras.Model):
 
     # Training
 
+    @property
+    def shards(self) -> int:
+        """Parts of a batch whose gradients are computed side by side, each on a core of its own; 1 at first.
+
+        To be set before the first step. The update is that of the whole batch but for rounding. On a CPU that is faster
+        where operations are so small that cores wait for one another in each of them; the parts must have equal numbers
+        of rows, and the model be `separable`.
+        """
+        return self._shards
+
+    @shards.setter
+    def shards(self, number: int) -> None:
+        if number < 1 or (number > 1 and not self.separable):
+            most = "at least 1" if self.separable else f"1 for {type(self).__name__}, whose loss is of the whole batch"
+            raise ValueError(f"`shards` must be {most}. Received: shards={number}")
+        self._shards = number
+
     def row_seeds(self, rows: int | tf.Tensor, stream: int) -> tf.Tensor:
         """Seeds of the rows of this replica's part of the batch at this step.
 
@@ -172,7 +195,9 @@ class GenerativeModel(keras.Model):
             (B, 2) int32.
         """
         replica = tf.distribute.get_replica_context()
-        first = 0 if replica is None else tf.cast(replica.replica_id_in_sync_group, tf.int32) * rows
+        first = self._first_row
+        if replica is not None:
+            first += tf.cast(replica.replica_id_in_sync_group, tf.int32) * rows
         step_seed = random.fold_in(tf.constant([[self.seed, stream]]), self.step.value)
         return random.fold_in(tf.tile(step_seed, (rows, 1)), first + tf.range(rows))
 
@@ -185,7 +210,7 @@ class GenerativeModel(keras.Model):
 
         Args:
             data: a batch, or one a replica.
-            jit: compile the gradients of each replica. (On one device compile the caller instead.)
+            jit: compile the gradients of each replica and shard. (Where there is one, compile the caller instead.)
         Returns:
             name -> (2,) float32: a value and its weight, which is 0 where the phase took no part in this step.
         """
@@ -214,15 +239,9 @@ class GenerativeModel(keras.Model):
 
     def _apply_phase(self, phase: Phase, data: Any, jit: bool) -> Losses:
         replicas = tf.distribute.get_strategy().num_replicas_in_sync
-
-        def gradients_of(data):
-            with tf.GradientTape() as tape:
-                losses = phase.losses(self.prepare(data))
-            return losses, tape.gradient(losses["loss"], [variable.value for variable in phase.variables])
-
-        losses, gradients = (tf.function(gradients_of, jit_compile=True, autograph=False) if jit else gradients_of)(
-            data
-        )
+        if replicas > 1 and self.shards > 1:
+            raise ValueError(f"`shards` must be 1 on several devices. Received: shards={self.shards}")
+        losses, gradients = self._gradients(phase, data, jit)
         if replicas > 1:  # the optimizer sums over replicas, and the loss is a mean over the global batch
             gradients = [None if gradient is None else gradient / replicas for gradient in gradients]
         pairs = [(gradient, variable) for gradient, variable in zip(gradients, phase.variables)
@@ -230,11 +249,44 @@ class GenerativeModel(keras.Model):
         phase.optimizer.apply([gradient for gradient, _ in pairs], [variable for _, variable in pairs])
         return losses
 
+    def _gradients(self, phase: Phase, data: Any, jit: bool) -> tuple[Losses, list]:
+        """The losses of a phase on a batch, and the gradients of what is minimised."""
+
+        def gradients_of(data, first=0, share=None):
+            self._first_row = first
+            try:
+                with tf.GradientTape() as tape:
+                    losses = phase.losses(self.prepare(data))
+                    if share is not None:
+                        losses = {name: share * value for name, value in losses.items()}
+            finally:
+                self._first_row = 0
+            return losses, tape.gradient(losses["loss"], [variable.value for variable in phase.variables])
+
+        compiled = tf.function(gradients_of, jit_compile=True, autograph=False) if jit else gradients_of
+        if self.shards == 1:
+            return compiled(data)
+        rows = size(tf.nest.flatten(data)[0], 0)
+        if isinstance(rows, int) and rows % self.shards:
+            raise ValueError(f"a batch must be a multiple of {self.shards} shards. Received: {rows} rows")
+        rows //= self.shards
+        firsts = [index * rows for index in range(self.shards)]
+        parts = [tf.nest.map_structure(lambda x, first=first: x[first : first + rows], data) for first in firsts]
+        weights = [self.weigh(self.prepare(part)) for part in parts]
+        total = tf.add_n(weights)
+        # the number of the first row is a tensor, so that one program serves all parts
+        each = [compiled(part, tf.convert_to_tensor(first), tf.math.divide_no_nan(weight, total))
+                for part, first, weight in zip(parts, firsts, weights)]  # fmt: skip
+        losses, gradients = zip(*each)
+        return {name: tf.add_n([some[name] for some in losses]) for name in losses[0]}, [
+            None if some[0] is None else tf.add_n(some) for some in zip(*gradients)
+        ]
+
     def make_train_function(self, force: bool = False) -> None:
         """What `fit` calls for each step (or `steps_per_execution` steps): an iterator in, running means out."""
         if self.train_function is not None and not force:
             return
-        self.train_function = self._running_mean_of(self._compiled(self.update))
+        self.train_function = self._running_mean_of(self._compiled(self.update, self.shards > 1))
 
     def make_test_function(self, force: bool = False) -> None:
         """What `evaluate` calls for each step."""
@@ -249,16 +301,17 @@ class GenerativeModel(keras.Model):
                 for name, value in values.items()
             }
 
-        self.test_function = self._running_mean_of(self._compiled(losses))
+        self.test_function = self._running_mean_of(self._compiled(losses, False))
 
-    def _compiled(self, step: Callable) -> Callable:
+    def _compiled(self, step: Callable, inside: bool) -> Callable:
+        """`step` as a function; `inside`: what XLA is to compile is a part of it, and it sees to that itself."""
         if self.run_eagerly:
             return step
-        several = self.distribute_strategy.num_replicas_in_sync > 1
-        inner = bool(self.jit_compile) and several
+        inside = inside or self.distribute_strategy.num_replicas_in_sync > 1
+        jit = bool(self.jit_compile)
         return tf.function(
-            lambda data: step(data, jit=inner),
-            jit_compile=bool(self.jit_compile) and not several,
+            lambda data: step(data, jit=jit and inside),
+            jit_compile=jit and not inside,
             reduce_retracing=True,
             autograph=False,
         )

@@ -50,6 +50,7 @@ class EncoderDecoder(SequenceModel):
         corrupt_share: of plain text, what is cut out; corrupt_span: the mean length of a piece.
     """
 
+    separable = True
     prompt_is_source = True
 
     def __init__(

@@ -37,6 +37,7 @@ class RNN(SequenceModel):
             units need not carry what merely goes on.
     """
 
+    separable = True
     time_major = True
     #: Whether the first layer's product with the embedding is a table that tokens are looked up in.
     folded = True

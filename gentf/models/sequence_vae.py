@@ -58,6 +58,7 @@ class SequenceVAE(Variational, RNN):
 
     folded = False
     exact_likelihood = False
+    separable = False
 
     def __init__(
         self,

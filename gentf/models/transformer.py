@@ -36,6 +36,7 @@ class Transformer(SequenceModel):
         tied: the last layer has the embedding's weights.
     """
 
+    separable = True
     context: int
 
     def __init__(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gentf.config import dump_yaml
+from gentf.config import dump_yaml, replace
 from gentf.data import DataSpec
 from gentf.models import build, load_data
 from gentf.schema import Config
@@ -28,6 +28,8 @@ def estimate(config: Config, loading: Callable[[str, int, int], None] | None = N
     with strategy.scope():
         model = build(config, data.spec)
     jit, why = devices.choose_jit(config, strategy)
+    config = replace(config, "train.shards", devices.choose_shards(config, jit))
+    devices.set_shards(model, config, strategy)
     feed = Feed(data.train, config.train.batch_size, config.seed, 0, strategy)
     steps = Steps(model, strategy, config.train.steps_per_call, jit, feed)
     steps_per_epoch = data.train.steps(config.train.batch_size)

@@ -84,8 +84,12 @@ def train(config: Config, path: str | os.PathLike, *, resume: bool = False, repo
     keras.utils.set_random_seed(config.seed)
     devices.prepare_logical_devices(config.train.devices)
     if resume:
-        _check_resume(Run(path).config, config)
+        before = _with_shards(Run(path).config, 1)  # which a run has that knows of none
+        config = _with_shards(config, before.train.shards)
+        _check_resume(before, config)
     strategy = devices.make_strategy(config.train.devices)
+    jit, why = devices.choose_jit(config, strategy)
+    config = _with_shards(config, devices.choose_shards(config, jit))  # a run keeps them, on whatever cores it goes on
     if strategy.num_replicas_in_sync > 1 and config.optimizer.accumulate > 1:
         raise UserError(
             "`optimizer.accumulate` must be 1 on several devices. "
@@ -97,13 +101,17 @@ def train(config: Config, path: str | os.PathLike, *, resume: bool = False, repo
         reporter.message(f"skipped {len(data.corrupt)} corrupt files: {names}")
     with strategy.scope():
         model = build(config, data.spec)
+    devices.set_shards(model, config, strategy)
     if resume:
         run = Run(path)
         atomic_write(run.path / "config.yaml", dump_yaml(config))
         run.config = config
     else:
         run = Run.create(path, config, data.spec)
-    trainer = Trainer(run, config, data, model, strategy, reporter)
+    reporter.message(
+        f"XLA {'on' if jit else 'off'} ({why}); {strategy.num_replicas_in_sync} device(s), {model.shards} shard(s)"
+    )
+    trainer = Trainer(run, config, data, model, strategy, jit, reporter)
     if resume:
         trainer.restore()
     trainer.fit()
@@ -120,6 +128,7 @@ class Trainer:
         data: DataSource,
         model: GenerativeModel,
         strategy: tf.distribute.Strategy,
+        jit: bool,
         reporter: Reporter,
     ):
         self.run, self.config, self.data, self.model = run, config, data, model
@@ -128,8 +137,6 @@ class Trainer:
         self.total = total_steps(config, self.steps_per_epoch)
         self.step = 0
         self.best = math.inf
-        jit, why = devices.choose_jit(config, strategy)
-        reporter.message(f"XLA {'on' if jit else 'off'} ({why}); {strategy.num_replicas_in_sync} device(s)")
         if isinstance(config.model, GANConfig) and (config.model.r1 or config.model.r2):
             reporter.message(gamma_heuristic(config, data.spec.shape))
         self._jit = jit
@@ -364,6 +371,10 @@ def _check_resume(old: Config, new: Config) -> None:
             raise UserError(
                 f"`train.{name}` must be at least the run's {before} to resume it. Received: train.{name}={now}"
             )
+
+
+def _with_shards(config: Config, shards: int | None) -> Config:
+    return config if config.train.shards else replace(config, "train.shards", shards)
 
 
 def _value(config: Config, key: str) -> Any:

@@ -90,15 +90,17 @@ class Steps:
     ):
         several = strategy.num_replicas_in_sync > 1
         self.per_call = 1 if several else per_call
+        inside = several or model.shards > 1  # what is compiled then is each part's gradients, inside the step
+        self._jit_inside = jit and inside
         self._strategy = strategy
         self._feed = feed
         # no relaxing of shapes: a new one is a new trace, so that traces tell what was compiled
         self._one = tf.function(
-            lambda item: model.update(self._batch(item), jit=jit and several),
-            jit_compile=jit and not several,
+            lambda item: model.update(self._batch(item), jit=self._jit_inside),
+            jit_compile=jit and not inside,
             autograph=False,
         )
-        self._many = tf.function(self._loop(model), jit_compile=jit, autograph=False)
+        self._many = tf.function(self._loop(model), jit_compile=jit and not inside, autograph=False)
 
     @property
     def compilations(self) -> int:
@@ -128,7 +130,7 @@ class Steps:
                 taken if isinstance(taken, tf.Tensor) else tf.nest.map_structure(lambda *parts: tf.stack(parts), *taken)
             )
             first = tf.nest.map_structure(lambda part: tf.TensorSpec(part.shape[1:], part.dtype), stacked)
-            step = tf.function(lambda item: model.update(self._batch(item)), autograph=False)
+            step = tf.function(lambda item: model.update(self._batch(item), jit=self._jit_inside), autograph=False)
             step = step.get_concrete_function(first)  # traced once, and called by name in the loop
             names = sorted(step.structured_outputs)
             rows = {name: tf.TensorArray(tf.float32, self.per_call, element_shape=(2,)) for name in names}

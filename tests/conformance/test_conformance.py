@@ -23,6 +23,23 @@ def test_losses_are_the_same_compiled_in_one_loop(kit, batches, trained):
         np.testing.assert_allclose(losses[name], values, rtol=2e-3, atol=2e-4, err_msg=name)
 
 
+def test_shards_make_the_update_of_the_whole_batch(kit, batches):
+    """Noise is of the row in the batch, and parts count by what is in them."""
+    if not kit.model().separable:
+        with pytest.raises(ValueError, match="`shards` must be 1"):
+            kit.model().shards = 2
+        return
+    found = []
+    for shards in (1, 2):
+        model = kit.model("train.precision=float32")
+        model.compile(keras.optimizers.SGD(0.5))  # Adam makes much of small differences
+        model.shards = shards
+        losses = run(model, batches[:2])
+        found.append([*losses.values(), *weights_of(model)])
+    for whole, parts in zip(*found, strict=True):
+        np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=2e-6)
+
+
 def test_every_parameter_gets_a_gradient(kit, batches, trained):
     model, seen = kit.model(), []
     checkpoint.restore(model, checkpoint.arrays(trained.model))  # trained, as some branches add nothing at first
