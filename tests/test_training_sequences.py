@@ -13,7 +13,7 @@ from gentf.data import load
 from gentf.data.sequences import Windows
 from gentf.errors import UserError
 from gentf.models import RNN, Transformer, build, load_data, optimizers
-from gentf.training import checkpoint, devices, train
+from gentf.training import checkpoint, devices, train, validation
 from gentf.training.loop import total_steps
 from gentf.training.run import Run
 
@@ -191,6 +191,17 @@ def test_keras_fit_in_shards_is_fit(book):
         weights.append(model.get_weights())
     for one, other in zip(*weights, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_validation_in_shards_is_that_of_whole_batches(book):
+    """Batches of any number of rows, the last one of a single row."""
+    options = config(book, "train.batch_size=11")
+    source = load_data(options)
+    model, split = build(options, source.spec), source.validation
+    assert len(split) == 12
+    whole = validation.Validator(model, options).measure(split)
+    model.shards = 2
+    assert validation.Validator(model, options).measure(split) == pytest.approx(whole, rel=1e-6)
 
 
 @pytest.mark.parametrize(

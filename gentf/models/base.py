@@ -269,9 +269,7 @@ class GenerativeModel(keras.Model):
         rows = size(tf.nest.flatten(data)[0], 0)
         if isinstance(rows, int) and rows % self.shards:
             raise ValueError(f"a batch must be a multiple of {self.shards} shards. Received: {rows} rows")
-        rows //= self.shards
-        firsts = [index * rows for index in range(self.shards)]
-        parts = [tf.nest.map_structure(lambda x, first=first: x[first : first + rows], data) for first in firsts]
+        firsts, parts = zip(*self.parts(data))
         weights = [self.weigh(self.prepare(part)) for part in parts]
         total = tf.add_n(weights)
         # the number of the first row is a tensor, so that one program serves all parts
@@ -281,6 +279,13 @@ class GenerativeModel(keras.Model):
         return {name: tf.add_n([some[name] for some in losses]) for name in losses[0]}, [
             None if some[0] is None else tf.add_n(some) for some in zip(*gradients)
         ]
+
+    def parts(self, data: Any) -> list[tuple[int | tf.Tensor, Any]]:
+        """The shards of a batch of any number of rows, each behind the number of its first row."""
+        rows = size(tf.nest.flatten(data)[0], 0)
+        ends = [index * rows // self.shards for index in range(self.shards + 1)]
+        return [(first, tf.nest.map_structure(lambda x, rows=slice(first, end): x[rows], data))
+                for first, end in zip(ends, ends[1:])]  # fmt: skip
 
     def make_train_function(self, force: bool = False) -> None:
         """What `fit` calls for each step (or `steps_per_execution` steps): an iterator in, running means out."""

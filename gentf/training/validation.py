@@ -36,8 +36,13 @@ class Validator:
         self.model, self.config = model, config
 
         def losses(batch: Any) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-            prepared = model.prepare(batch)
-            return model.losses_on(prepared, False), model.weigh(prepared)
+            parts = [model.prepare(part) for _, part in model.parts(batch)]
+            values, weights = [model.losses_on(part, False) for part in parts], [model.weigh(part) for part in parts]
+            total = tf.add_n(weights)
+            shares = [tf.math.divide_no_nan(weight, total) for weight in weights]
+            return {
+                name: tf.add_n([share * some[name] for share, some in zip(shares, values)]) for name in values[0]
+            }, total
 
         self._losses = tf.function(losses, reduce_retracing=True, autograph=False)
 
