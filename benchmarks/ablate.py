@@ -27,7 +27,7 @@ ROUNDS = 7
 
 
 def step_of(model):
-    model.shards = devices.choose_shards(CONFIG, True)
+    model.shards = CONFIG.train.shards
     steps = Steps(model, tf.distribute.get_strategy(), ours.PER_CALL, True)
     drawn = np.random.default_rng(0).integers(0, VOCABULARY, (ours.PER_CALL, ROWS["gpt"].batch, CONTEXT + 1), np.int32)
     batches = [{"tokens": tf.constant(part)} for part in drawn]
@@ -80,7 +80,7 @@ def main() -> None:
             run()
             times[name].append(1000 * (time.perf_counter() - started) / ours.PER_CALL)
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # a function for each size is meant
-    alone = ours.products_alone("gpt", devices.choose_shards(CONFIG, True))
+    alone = ours.products_alone("gpt", CONFIG.train.shards)
     whole = statistics.median(times["nothing"])
     print("| left out | ms a step | saved |\n|---|---|---|")
     for name, values in times.items():

@@ -55,8 +55,11 @@ def images() -> np.ndarray:
 
 
 def settings(name: str, jit: str) -> Config:
+    """The row's configuration, with the shards that `gentf train` chooses for it."""
     train = [f"train.batch_size={ROWS[name].batch}", f"train.jit={jit}"]
-    return configs.resolve(PRESETS[name], OVERRIDES.get(name, []) + train)
+    config = configs.resolve(PRESETS[name], OVERRIDES.get(name, []) + train)
+    compiled, _ = devices.choose_jit(config, tf.distribute.get_strategy())
+    return configs.replace(config, "train.shards", devices.choose_shards(config, compiled))
 
 
 def likelihood(name: str) -> keras.Model:
@@ -97,7 +100,7 @@ def loop(name: str, config: Config):
     else:
         model = likelihood(name)
     jit, _ = devices.choose_jit(config, strategy)
-    model.shards = devices.choose_shards(config, jit)
+    model.shards = config.train.shards
     if config.data.modality == "image":
         split = Split("train", ArrayExamples(images(), None), np.arange(IMAGES))
         feed = Feed(split, row.batch, 0, 0, strategy)
@@ -168,8 +171,7 @@ def main(contender: str, name: str) -> None:
     else:
         config = settings(name, {"gentf": "auto", "gentf-graph": "false", "gentf-xla": "true"}[contender])
         devices.use_one_thread_an_operation(config)
-        jit, _ = devices.choose_jit(config, tf.distribute.get_strategy())
-        shards = devices.choose_shards(config, jit)
+        shards = config.train.shards
         make, warm_up = lambda: loop(name, config), 2 * PER_CALL
     matrices = [tf.random.stateless_normal((1024, 1024), seed=(0, seed)) for seed in range(GEMMS)]
     # several at once, so that all cores work where an operation has but one thread

@@ -269,23 +269,21 @@ class GenerativeModel(keras.Model):
         rows = size(tf.nest.flatten(data)[0], 0)
         if isinstance(rows, int) and rows % self.shards:
             raise ValueError(f"a batch must be a multiple of {self.shards} shards. Received: {rows} rows")
-        firsts, parts = zip(*self.parts(data))
-        weights = [self.weigh(self.prepare(part)) for part in parts]
-        total = tf.add_n(weights)
         # the number of the first row is a tensor, so that one program serves all parts
-        each = [compiled(part, tf.convert_to_tensor(first), tf.math.divide_no_nan(weight, total))
-                for part, first, weight in zip(parts, firsts, weights)]  # fmt: skip
+        each = [compiled(part, tf.convert_to_tensor(first), share) for first, share, part in self.parts(data)]
         losses, gradients = zip(*each)
-        return {name: tf.add_n([some[name] for some in losses]) for name in losses[0]}, [
-            None if some[0] is None else tf.add_n(some) for some in zip(*gradients)
-        ]
+        return added(losses), [None if some[0] is None else tf.add_n(some) for some in zip(*gradients)]
 
-    def parts(self, data: Any) -> list[tuple[int | tf.Tensor, Any]]:
-        """The shards of a batch of any number of rows, each behind the number of its first row."""
+    def parts(self, data: Any) -> list[tuple[int | tf.Tensor, tf.Tensor, Any]]:
+        """The shards of a batch of any number of rows, each behind the number of its first row and its share in the
+        batch's losses."""
         rows = size(tf.nest.flatten(data)[0], 0)
         ends = [index * rows // self.shards for index in range(self.shards + 1)]
-        return [(first, tf.nest.map_structure(lambda x, rows=slice(first, end): x[rows], data))
-                for first, end in zip(ends, ends[1:])]  # fmt: skip
+        parts = [tf.nest.map_structure(lambda x, rows=slice(first, end): x[rows], data)
+                 for first, end in zip(ends, ends[1:])]  # fmt: skip
+        weights = [self.weigh(self.prepare(part)) for part in parts]
+        total = tf.add_n(weights)
+        return list(zip(ends, [tf.math.divide_no_nan(weight, total) for weight in weights], parts))
 
     def make_train_function(self, force: bool = False) -> None:
         """What `fit` calls for each step (or `steps_per_execution` steps): an iterator in, running means out."""
@@ -383,6 +381,11 @@ class GenerativeModel(keras.Model):
         if bad.size or not np.issubdtype(labels.dtype, np.integer):
             raise ValueError(f"`condition` must be a class from 0 to {self.num_classes - 1}. Received: {condition!r}")
         return labels.astype(np.int32)
+
+
+def added(losses: Sequence[Losses]) -> Losses:
+    """The sum of each loss."""
+    return {name: tf.add_n([some[name] for some in losses]) for name in losses[0]}
 
 
 def by_rows(function: Callable[..., tf.Tensor], *inputs: tf.Tensor | None) -> tf.Tensor:

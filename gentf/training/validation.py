@@ -11,7 +11,7 @@ from gentf.data.music import pictures
 from gentf.data.sequences import codec_of
 from gentf.files import atomic_write
 from gentf.metrics.distance import sliced_wasserstein
-from gentf.models.base import GenerativeModel
+from gentf.models.base import GenerativeModel, added
 from gentf.models.gan import GAN
 from gentf.models.images import ImageModel
 from gentf.models.sequence import SequenceModel
@@ -36,13 +36,11 @@ class Validator:
         self.model, self.config = model, config
 
         def losses(batch: Any) -> tuple[dict[str, tf.Tensor], tf.Tensor]:
-            parts = [model.prepare(part) for _, part in model.parts(batch)]
-            values, weights = [model.losses_on(part, False) for part in parts], [model.weigh(part) for part in parts]
-            total = tf.add_n(weights)
-            shares = [tf.math.divide_no_nan(weight, total) for weight in weights]
-            return {
-                name: tf.add_n([share * some[name] for share, some in zip(shares, values)]) for name in values[0]
-            }, total
+            parts = [
+                {name: share * value for name, value in model.losses_on(model.prepare(part), False).items()}
+                for _, share, part in model.parts(batch)
+            ]
+            return added(parts), model.weigh(model.prepare(batch))
 
         self._losses = tf.function(losses, reduce_retracing=True, autograph=False)
 
