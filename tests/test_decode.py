@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import threading
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from gentf.errors import UserError
 from gentf.kernels import random
 from gentf.models.rnn import RNN
 from gentf.models.transformer import Transformer
-from gentf.sampling import constraints
+from gentf.sampling import constraints, generate
 from gentf.sampling.decode import Controls, Rules, advance, begin
 from gentf.sampling.json_schema import json_schema
 from gentf.sampling.regex import regex
@@ -105,6 +106,30 @@ def test_ragged_prompts_are_singles_and_blocks_the_whole(kind):
     np.testing.assert_array_equal(np.concatenate([block.symbols for block in blocks], axis=1), together.symbols)
     np.testing.assert_allclose(blocks[-1].nats, together.nats, atol=1e-4)
     assert blocks[-1].lengths.tolist() == [10, 10, 10]
+
+
+@pytest.mark.parametrize("kind", ["lstm", "learned"])
+def test_parts_side_by_side_are_the_rows_alone_by_the_same_programs(kind, monkeypatch):
+    monkeypatch.setattr(generate, "cores", lambda: 2)
+    model, seeds = model_of(kind, boundary=True), seeds_of(5)
+    prompts = [np.arange(1, 2 + n, dtype=np.int32) for n in (0, 1, 2, 3, 8)]
+    temperature = np.array([0.5, 1.0, 0.0, 2.0, 1.0], np.float32)
+    parts = []
+    monkeypatch.setattr(generate.Generator, "begin", lambda *a, begin=generate.Generator.begin: parts.append(
+        (threading.get_ident(), a[1].shape)) or begin(*a))  # fmt: skip
+    ask = functools.partial(model.generate, max_length=40, jit=True)
+    together = ask(prompts, seeds=seeds, temperature=temperature)
+    assert len({thread for thread, _ in parts}) == 2 and [shape for _, shape in parts] == [(4, 16)] * 2
+    assert model.generator(True).compilations == 2
+    blocks = list(ask(prompts, seeds=seeds, temperature=temperature, block=8))
+    whole = np.concatenate([block.symbols for block in blocks], axis=1)
+    np.testing.assert_array_equal(whole, together.symbols[:, : whole.shape[1]])
+    np.testing.assert_array_equal(blocks[-1].lengths, together.lengths)
+    assert len(set(together.lengths.tolist())) > 2
+    for row in range(5):
+        alone = ask(prompts[row : row + 1], seeds=seeds[row : row + 1], temperature=temperature[row : row + 1])
+        np.testing.assert_array_equal(alone.symbols[0], together.symbols[row])
+        np.testing.assert_allclose(alone.nats[0], together.nats[row], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind, jit", [("lstm", False), ("lstm", True), ("grouped", True)])

@@ -2,19 +2,28 @@
 
 Compiled by XLA, shapes come from a few buckets (`bucket`): rows, prompt and length are filled up to powers of two, so
 that requests of other sizes meet a program that is there. Filled-up rows end at once.
+
+On a CPU compiled programs work on parts of the rows side by side, one a core: what a token needs is mostly the reading
+of caches, which XLA leaves to one core.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
+from gentf.machine import cores
 from gentf.sampling import decode
 from gentf.sampling.decode import Controls, Decoder, Decoding, Rules
 
 ROWS = 64  # generated together at most: bounds the memory of the states
 SHORTEST = 16  # bucket of prompts and lengths
+AT_ONCE = 2  # parts of a request side by side, which is what was measured
+FEWEST = 2  # rows of a part that is worth a core of its own
 
 
 class Generated(NamedTuple):
@@ -50,6 +59,7 @@ class Generator:
     def __init__(self, make: Callable[[], Decoder], width: int, jit: bool = False):
         self.make, self.width, self.jit = make, width, jit
         self._functions: dict[Any, tuple[Any, Any]] = {}
+        self._tracing = threading.Lock()
 
     @property
     def compilations(self) -> int:
@@ -75,16 +85,12 @@ class Generator:
             rules: for all rows.
             labels: (n,) int32, or None.
         """
-        parts = []
-        whole = bucket(max_length, SHORTEST) if self.jit else max_length
-        for start in range(0, len(prompts), ROWS):
-            part = slice(start, start + ROWS)
-            chosen = Controls(*(None if value is None else value[part] for value in controls))
-            some = None if labels is None else labels[part]
-            job = _Job(self, prompts[part], seeds[part], max_length, whole, chosen, rules, some)
-            parts.append(job.next())
-        symbols = [part.symbols for part in parts]
-        return Generated(np.concatenate(symbols), *(np.concatenate([p[i] for p in parts]) for i in (1, 2, 3)))
+        block = bucket(max_length, SHORTEST) if self.jit else max_length
+        longest = max([1, *map(len, prompts)])
+        request = _Request(prompts, seeds, max_length, block, controls, rules, labels, longest)
+        at_once, parts = self._parts(request)
+        with _side_by_side(at_once) as each:
+            return _joined(each(lambda part: _Job(self, part).next(), parts))
 
     def stream(
         self,
@@ -108,9 +114,23 @@ class Generator:
             raise ValueError(f"`prompts` must be 1 to {ROWS}. Received: {len(prompts)}")
         if block < 1:
             raise ValueError(f"`block` must be positive. Received: block={block}")
-        job = _Job(self, prompts, seeds, max_length, block, controls, rules, labels)
-        while not job.ended:
-            yield job.next()
+        longest = max([1, *map(len, prompts)])
+        request = _Request(prompts, seeds, max_length, block, controls, rules, labels, longest)
+        at_once, parts = self._parts(request)
+        with _side_by_side(at_once) as each:
+            jobs = list(each(lambda part: _Job(self, part), parts))
+            while not all(job.ended for job in jobs):
+                yield _joined(each(_Job.next, jobs))
+
+    def _parts(self, request: "_Request") -> tuple[int, list["_Request"]]:
+        """How many parts are worked on at once, and all of them, which meet the same programs."""
+        count = len(request.prompts)
+        alone = not self.jit or bool(tf.config.list_physical_devices("GPU")) or min(cores(), count // FEWEST) < AT_ONCE
+        at_once = 1 if alone else AT_ONCE
+        size = min(ROWS // at_once, -(-count // at_once))
+        if self.jit:
+            request = request._replace(rows=bucket(size), longest=bucket(request.longest, SHORTEST))
+        return at_once, [request.part(slice(start, start + size)) for start in range(0, count, size)]
 
     def begin(self, prompt, lengths, capacity: int, rules: Rules, label, remember: bool) -> tuple[Decoding, Any]:
         """`decode.begin` on arrays; and what of it is static, for `advance`."""
@@ -152,17 +172,18 @@ class Generator:
         if made is not None:
             shapes = (*map(str, known), *shapes[len(known) :])
         key = (name, static, tuple(present), shapes)
-        if key not in self._functions:
-            specs = [self._spec(x, f) for x, f in zip(given, fixed)]
-            specs = specs if self.jit or made is None else known + specs[len(known) :]
+        with self._tracing:
+            if key not in self._functions:
+                specs = [self._spec(x, f) for x, f in zip(given, fixed)]
+                specs = specs if self.jit or made is None else known + specs[len(known) :]
 
-            def traced(*tensors):
-                left = iter(tensors)
-                packed = tf.nest.pack_sequence_as(arguments, [next(left) if here else None for here in present])
-                return function(*packed, static)
+                def traced(*tensors):
+                    left = iter(tensors)
+                    packed = tf.nest.pack_sequence_as(arguments, [next(left) if here else None for here in present])
+                    return function(*packed, static)
 
-            concrete = tf.function(traced, jit_compile=self.jit, autograph=False).get_concrete_function(*specs)
-            self._functions[key] = (concrete, concrete.structured_outputs)
+                concrete = tf.function(traced, jit_compile=self.jit, autograph=False).get_concrete_function(*specs)
+                self._functions[key] = (concrete, concrete.structured_outputs)
         concrete, outputs = self._functions[key]
         return concrete(*given), outputs
 
@@ -173,24 +194,46 @@ class Generator:
         return tf.TensorSpec([None, *([None] if value.shape.rank > 1 else []), *value.shape[2:]], value.dtype)
 
 
-class _Job:
-    """Rows on their way, filled up to buckets where they are compiled."""
+class _Request(NamedTuple):
+    """What was asked of a generator, or a part of it.
 
-    def __init__(self, generator, prompts, seeds, max_length, block, controls, rules, labels):
-        rows, longest = len(prompts), max(map(len, prompts))
-        compiled = generator.jit
-        filled = bucket(rows) if compiled else rows
-        length = bucket(longest, SHORTEST) if compiled else max(1, longest)
-        room = bucket(max_length, SHORTEST) if compiled else max_length
-        prompt, lengths = padded(prompts, filled, length, generator.width)
-        self.generator, self.rows, self.block = generator, rows, block
-        self.seeds, self.controls = fill(seeds, filled), Controls(*(fill(value, filled) for value in controls))
+    `rows`: what the rows are filled up to, where they are compiled; `longest`: what prompts are filled up to.
+    """
+
+    prompts: Sequence[np.ndarray]
+    seeds: np.ndarray
+    max_length: int
+    block: int
+    controls: Controls
+    rules: Rules
+    labels: np.ndarray | None
+    longest: int
+    rows: int | None = None
+
+    def part(self, rows: slice) -> "_Request":
+        controls = Controls(*(None if value is None else value[rows] for value in self.controls))
+        labels = None if self.labels is None else self.labels[rows]
+        return self._replace(prompts=self.prompts[rows], seeds=self.seeds[rows], controls=controls, labels=labels)
+
+
+class _Job:
+    """Rows on their way."""
+
+    def __init__(self, generator: Generator, request: _Request):
+        prompts, rows = request.prompts, len(request.prompts)
+        filled = rows if request.rows is None else request.rows
+        room = bucket(request.max_length, SHORTEST) if generator.jit else request.max_length
+        prompt, lengths = padded(prompts, filled, request.longest, generator.width)
+        self.generator, self.rows, self.block = generator, rows, request.block
+        self.seeds = fill(request.seeds, filled)
+        self.controls = Controls(*(fill(value, filled) for value in request.controls))
         self.limit = np.zeros(filled, np.int32)
-        self.limit[:rows] = max_length
-        self.rules, self.max_length, self.done = rules, max_length, 0
-        labels = None if labels is None else fill(labels, filled)
-        remember = controls.repetition is not None
-        self.decoding, self.made = generator.begin(prompt, lengths, length + room, rules, labels, remember)
+        self.limit[:rows] = request.max_length
+        self.rules, self.max_length, self.done = request.rules, request.max_length, 0
+        remember = self.controls.repetition is not None
+        self.decoding, self.made = generator.begin(
+            prompt, lengths, request.longest + room, self.rules, fill(request.labels, filled), remember
+        )
         self.ended = False
 
     def next(self) -> Generated:
@@ -204,6 +247,20 @@ class _Job:
         )
         self.ended = self.done >= self.max_length or bool(self.decoding.done.numpy()[: self.rows].all())
         return Generated(symbols, lengths, nats, cost)
+
+
+@contextlib.contextmanager
+def _side_by_side(at_once: int) -> Iterator[Callable[..., Iterable]]:
+    """A `map` that is at `at_once` things at a time."""
+    if at_once == 1:
+        yield map
+        return
+    with ThreadPoolExecutor(at_once) as pool:
+        yield pool.map
+
+
+def _joined(parts: Iterable[Generated]) -> Generated:
+    return Generated(*(np.concatenate(arrays) for arrays in zip(*parts)))
 
 
 def padded(prompts: Sequence[np.ndarray], rows: int, length: int, width: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ import os
 import tensorflow as tf
 
 from gentf.errors import UserError
+from gentf.machine import cores
 from gentf.models.base import GenerativeModel
 from gentf.schema import Config, GANConfig, VAEConfig
 
@@ -134,8 +135,3 @@ def use_one_thread_an_operation(config: Config) -> None:
     if choose_shards(config, jit) >= cores() > 1:
         with contextlib.suppress(RuntimeError):
             tf.config.threading.set_intra_op_parallelism_threads(1)
-
-
-def cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
