@@ -86,9 +86,7 @@ class Generator:
             labels: (n,) int32, or None.
         """
         block = bucket(max_length, SHORTEST) if self.jit else max_length
-        longest = max([1, *map(len, prompts)])
-        request = _Request(prompts, seeds, max_length, block, controls, rules, labels, longest)
-        at_once, parts = self._parts(request)
+        at_once, parts = self._parts(_Request(prompts, seeds, max_length, block, controls, rules, labels))
         with _side_by_side(at_once) as each:
             return _joined(each(lambda part: _Job(self, part).next(), parts))
 
@@ -114,9 +112,7 @@ class Generator:
             raise ValueError(f"`prompts` must be 1 to {ROWS}. Received: {len(prompts)}")
         if block < 1:
             raise ValueError(f"`block` must be positive. Received: block={block}")
-        longest = max([1, *map(len, prompts)])
-        request = _Request(prompts, seeds, max_length, block, controls, rules, labels, longest)
-        at_once, parts = self._parts(request)
+        at_once, parts = self._parts(_Request(prompts, seeds, max_length, block, controls, rules, labels))
         with _side_by_side(at_once) as each:
             jobs = list(each(lambda part: _Job(self, part), parts))
             while not all(job.ended for job in jobs):
@@ -128,8 +124,9 @@ class Generator:
         alone = not self.jit or bool(tf.config.list_physical_devices("GPU")) or min(cores(), count // FEWEST) < AT_ONCE
         at_once = 1 if alone else AT_ONCE
         size = min(ROWS // at_once, -(-count // at_once))
-        if self.jit:
-            request = request._replace(rows=bucket(size), longest=bucket(request.longest, SHORTEST))
+        longest = max([1, *map(len, request.prompts)])
+        rows, longest = (bucket(size), bucket(longest, SHORTEST)) if self.jit else (None, longest)
+        request = request._replace(rows=rows, longest=longest)
         return at_once, [request.part(slice(start, start + size)) for start in range(0, count, size)]
 
     def begin(self, prompt, lengths, capacity: int, rules: Rules, label, remember: bool) -> tuple[Decoding, Any]:
@@ -207,7 +204,7 @@ class _Request(NamedTuple):
     controls: Controls
     rules: Rules
     labels: np.ndarray | None
-    longest: int
+    longest: int = 1
     rows: int | None = None
 
     def part(self, rows: slice) -> "_Request":
